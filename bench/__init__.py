@@ -1,0 +1,1 @@
+"""The workbench: it launches, loads, observes and judges the product from outside."""

@@ -1,0 +1,1 @@
+"""Scheduler: Redis speed with Postgres truth."""

@@ -1,0 +1,78 @@
+"""Every error that Scheduler raises, and the two that a handler may raise.
+
+    SchedulerError
+    ├── ConfigError            a setting is missing, malformed or at odds with another
+    ├── StartError             a process cannot start: what was wrong, and what to do
+    ├── StoreError             Postgres refused
+    │   ├── StoreUnavailable   ... because it could not be reached or is not ready: try again
+    │   └── InputRefused       ... because of the values it was given: trying again cannot help
+    ├── QueueError             Redis refused
+    │   └── QueueUnavailable   ... because it could not be reached or is not ready: try again
+    ├── Overloaded             too much is waiting already: try again later
+    └── Outcome (control flow, raised by handlers)
+        ├── Reject             this task can never succeed: dead-letter it at once
+        └── Retry              try again after the time that the handler asks for
+
+`store.py` maps every psycopg error, and `queue.py` every redis error, to one of these; nothing above
+those two modules knows the drivers' own.
+"""
+
+from __future__ import annotations
+
+
+class SchedulerError(Exception):
+    """The base of all of them."""
+
+
+class ConfigError(SchedulerError):
+    """A setting is missing, malformed, or at odds with another one."""
+
+
+class StartError(SchedulerError):
+    """A process cannot start. The text is one line: what was wrong and what to do about it."""
+
+
+class StoreError(SchedulerError):
+    """Postgres answered with an error that is neither an outage nor the input's fault: a defect of ours."""
+
+
+class StoreUnavailable(StoreError):
+    """Postgres cannot be reached, or is starting, stopping or out of connections. Trying again may help."""
+
+
+class InputRefused(StoreError):
+    """Postgres refused the values of a statement (SQLSTATE 22xxx, 54xxx). Trying again cannot help."""
+
+
+class QueueError(SchedulerError):
+    """Redis answered with an error that is not an outage: a defect of ours or a damaged key."""
+
+
+class QueueUnavailable(QueueError):
+    """Redis cannot be reached, is loading, read-only or full. Trying again may help."""
+
+
+class Overloaded(SchedulerError):
+    """More is waiting than this process agreed to hold. Try again later."""
+
+
+class Outcome(SchedulerError):
+    """The base of what a handler may raise to say how its task goes on."""
+
+
+class Reject(Outcome):
+    """The task can never succeed: it is dead-lettered at once, whatever its retries."""
+
+
+class Retry(Outcome):
+    """The run failed and is to be tried again after `after_ms` milliseconds, if its budget allows.
+
+    Raises:
+        ValueError: `after_ms` is negative.
+    """
+
+    def __init__(self, why: str = "the handler asked for a retry", *, after_ms: int) -> None:
+        if after_ms < 0:
+            raise ValueError(f"after_ms is {after_ms}; it must be 0 or more")
+        super().__init__(why)
+        self.after_ms = after_ms
