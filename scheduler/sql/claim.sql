@@ -1,0 +1,14 @@
+-- Turn leased ids into running attempts: each accepted row gets its next attempt number, the fence.
+--
+-- in   ids (in id order), token and worker of the lease, vis_ms
+-- out  one row a claim; an id that is missing was refused: see look.sql
+UPDATE tasks AS t
+SET status = 'running',
+    attempts = t.attempts + 1,
+    worker = :'worker',
+    lease_token = :'token',
+    claimed_at = now(),
+    lease_expires_at = now() + :'vis_ms'::bigint * interval '1 millisecond'
+FROM unnest(:'ids'::uuid[]) AS d (id)
+WHERE t.id = d.id AND t.status IN ('queued', 'retrying') AND t.due_at <= now()
+RETURNING {lease}

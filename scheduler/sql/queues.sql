@@ -1,0 +1,2 @@
+-- The names of all queues.
+SELECT name FROM queues ORDER BY name
