@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -79,14 +79,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A row of `tasks`, as readers see it. Instants carry their zone (UTC)."""
+    """A row of `tasks` for readers: `payload` and `backoff` are JSON texts, instants carry their zone."""
 
     id: str
     tenant: str
     queue: str
     type: str
     priority: Priority
-    payload: Any
+    payload: str
     status: Status
     attempts: int
     failures: int
@@ -94,7 +94,7 @@ class Task:
     redrives: int
     max_retries: int
     timeout_ms: int | None
-    backoff: dict[str, Any] | None
+    backoff: str | None
     idempotency_key: str | None
     due_at: datetime
     created_at: datetime
@@ -152,6 +152,8 @@ class Lease:
     renewed: float = 0.0
     renews: bool = True
     """False where the handler opted out of the heartbeat."""
+    ended: bool = False
+    """The run has an outcome; only its settle is outstanding."""
     lost: bool = False
 
 
@@ -166,6 +168,29 @@ class Refusal:
     delay_ms: int = 0
     token: str = ""
     """For `running`: the token of the lease that does hold the row."""
+
+
+Kind = Literal["succeeded", "failed", "rejected", "retry", "timed_out", "unknown_type", "interrupted", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        kind: `lost` and `interrupted` are no outcomes: the first is not ours to settle any more, the second
+            is given back.
+        error: What to tell people; made safe and short.
+        after_ms: For `retry`: the wait that the handler asked for.
+        wait_us: Microseconds from the claim to the start of the handler.
+        run_us: Microseconds that the handler ran; None if it was never called.
+    """
+
+    kind: Kind
+    error: str | None = None
+    after_ms: int = 0
+    wait_us: int = 0
+    run_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +221,8 @@ class Reaped:
     type: str
     lost: bool
     """True if this call settled the run as lost."""
-    dead_reason: DeadReason | None
+    died: bool
+    """True if that loss made it a dead letter."""
     delay_ms: int = 0
     token: str = ""
 
@@ -258,10 +284,10 @@ class WorkerInfo:
     id: str
     host: str
     pid: int
-    queues: tuple[str, ...]
+    queues: list[str]
     slots: int
     running: int
     started_at: datetime
     seen_at: datetime
     alive: bool
-    types: tuple[str, ...] = field(default=())
+    types: list[str]

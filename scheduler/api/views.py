@@ -1,0 +1,235 @@
+"""What answers look like: ids as strings, instants in RFC 3339 UTC with milliseconds, durations in `*_ms`.
+
+The models describe the answers. Tasks are written by `task_json`, which puts the payload's text as it comes
+from Postgres where it belongs: to parse it only to write it again would cost time and change its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import to_json
+
+from scheduler.lifecycle import DeadReason, RunOutcome, Status
+from scheduler.model import PRIORITIES, Accepted, Depths, Priority, Task
+
+EXAMPLE_ID: Final = "0192f5c1-7a3e-7000-8b3c-4d2a9e6f1b07"
+
+
+def rfc3339(instant: datetime) -> str:
+    """`2026-01-02T03:04:05.678Z`: UTC, milliseconds, rounded down."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+Instant = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+class TaskView(BaseModel):
+    """A task as it stands."""
+
+    id: str = Field(description="A UUIDv7.")
+    type: str
+    queue: str
+    priority: Priority
+    status: Status
+    attempts: int = Field(description="Times that a worker claimed it.")
+    failures: int = Field(description="Failed or timed out runs since the last redrive.")
+    losses: int = Field(description="Runs lost with their worker or lease since the last redrive.")
+    redrives: int = Field(description="Times that it was taken back from the dead letters.")
+    max_retries: int = Field(description="It is dead when `failures` exceed this.")
+    timeout_ms: int | None = Field(
+        description="Longest run of the handler; null: as the worker's settings say."
+    )
+    idempotency_key: str | None
+    due_at: Instant = Field(description="Not run before this instant.")
+    created_at: Instant
+    claimed_at: Instant | None = Field(description="When the last attempt began.")
+    finished_at: Instant | None
+    dead_at: Instant | None = Field(description="When it became a dead letter; null again after a purge.")
+    dead_reason: DeadReason | None
+    worker: str | None = Field(description="Who runs it now.")
+    lease_expires_at: Instant | None
+    last_error: str | None
+    backoff: dict[str, Any] | None = Field(description="What was asked for; null: as the settings say.")
+    payload: dict[str, Any]
+
+
+EXAMPLE_TASK: Final[dict[str, Any]] = dict.fromkeys(TaskView.model_fields) | {
+    "id": EXAMPLE_ID,
+    "type": "noop",
+    "queue": "default",
+    "priority": "high",
+    "status": "queued",
+    "attempts": 0,
+    "failures": 0,
+    "losses": 0,
+    "redrives": 0,
+    "max_retries": 3,
+    "idempotency_key": "demo-123",
+    "due_at": "2026-01-02T03:04:05.678Z",
+    "created_at": "2026-01-02T03:04:05.678Z",
+    "payload": {"example": True},
+}
+
+
+class TaskPage(BaseModel):
+    """Some tasks, newest first."""
+
+    items: list[TaskView]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last one.")
+
+
+class RunView(BaseModel):
+    """An attempt that has ended."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    attempt: int
+    outcome: RunOutcome
+    worker: str | None
+    claimed_at: Instant
+    started_at: Instant | None = Field(description="Null where the handler never started.")
+    finished_at: Instant
+    error: str | None
+    late_outcome: str | None = Field(description="What a worker reported after it had lost the task.")
+    late_at: Instant | None
+
+
+class RunPage(BaseModel):
+    """The ended attempts of one task, oldest first; never more than one page."""
+
+    items: list[RunView]
+    next_cursor: None = None
+
+
+class TaskRef(BaseModel):
+    """No more than which task it is."""
+
+    id: str
+
+
+class BulkItem(BaseModel):
+    """What became of one task of a bulk request."""
+
+    result: Literal["created", "existing", "conflict"] = Field(
+        description="`existing`: its idempotency key came with the same request before. "
+        "`conflict`: the key belongs to another request, and nothing was created."
+    )
+    task: TaskView | TaskRef = Field(description="For `conflict` only the id of the task that has the key.")
+
+
+class BulkResults(BaseModel):
+    """One item for each task, in the order of the request."""
+
+    items: list[BulkItem]
+
+
+class PriorityDepths(BaseModel):
+    """A number for each priority."""
+
+    critical: int
+    high: int
+    default: int
+    low: int
+
+
+class QueueView(BaseModel):
+    """How much a queue holds, by Redis."""
+
+    name: str
+    depth: PriorityDepths = Field(description="Tasks ready to run.")
+    retry: PriorityDepths = Field(description="Tasks that wait for their due time.")
+    dlq: PriorityDepths = Field(description="Dead letters.")
+    in_flight: int = Field(description="Tasks that workers hold.")
+
+
+class QueuePage(BaseModel):
+    """All queues, by name; never more than one page."""
+
+    items: list[QueueView]
+    next_cursor: None = None
+
+
+class HealthView(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyView(BaseModel):
+    """The process can do its work."""
+
+    status: Literal["ready"] = "ready"
+    postgres: Literal["up"] = "up"
+    redis: Literal["up"] = "up"
+    last_poll_s: float | None = Field(
+        description="Seconds since any worker last looked into a queue; null if none ever did."
+    )
+
+
+def task_json(task: Task) -> str:
+    """A task as JSON text, in the shape of TaskView."""
+    head = to_json(
+        {
+            "id": task.id,
+            "type": task.type,
+            "queue": task.queue,
+            "priority": task.priority,
+            "status": task.status,
+            "attempts": task.attempts,
+            "failures": task.failures,
+            "losses": task.losses,
+            "redrives": task.redrives,
+            "max_retries": task.max_retries,
+            "timeout_ms": task.timeout_ms,
+            "idempotency_key": task.idempotency_key,
+            "due_at": rfc3339(task.due_at),
+            "created_at": rfc3339(task.created_at),
+            "claimed_at": task.claimed_at and rfc3339(task.claimed_at),
+            "finished_at": task.finished_at and rfc3339(task.finished_at),
+            "dead_at": task.dead_at and rfc3339(task.dead_at),
+            "dead_reason": task.dead_reason,
+            "worker": task.worker,
+            "lease_expires_at": task.lease_expires_at and rfc3339(task.lease_expires_at),
+            "last_error": task.last_error,
+        }
+    ).decode()
+    return f'{head[:-1]},"backoff":{task.backoff or "null"},"payload":{task.payload}}}'
+
+
+def page_json(tasks: Iterable[Task], next_cursor: str | None) -> str:
+    """Tasks as JSON text, in the shape of TaskPage."""
+    return f'{{"items":[{",".join(map(task_json, tasks))}],"next_cursor":{to_json(next_cursor).decode()}}}'
+
+
+def bulk_json(accepted: Iterable[Accepted]) -> str:
+    """Results as JSON text, in the shape of BulkResults."""
+    return f'{{"items":[{",".join(map(_item_json, accepted))}]}}'
+
+
+def _item_json(accepted: Accepted) -> str:
+    known = accepted.result != "conflict"
+    task = task_json(accepted.task) if known else f'{{"id":"{accepted.task.id}"}}'
+    return f'{{"result":"{accepted.result}","task":{task}}}'
+
+
+def queue_view(name: str, depths: Depths) -> QueueView:
+    """A queue and its depths."""
+    return QueueView(
+        name=name,
+        depth=_by_priority(depths.queued),
+        retry=_by_priority(depths.retry),
+        dlq=_by_priority(depths.dead),
+        in_flight=depths.leased,
+    )
+
+
+def _by_priority(counts: tuple[int, ...]) -> PriorityDepths:
+    return PriorityDepths(**dict(zip(PRIORITIES, counts, strict=True)))

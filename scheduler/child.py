@@ -1,0 +1,154 @@
+"""Child processes of the product: started, waited for until they are ready, and never left behind.
+
+A child announces itself with one line on standard output, `ready KIND key=value ...`, once it serves. It
+holds the reading end of a pipe, its lifeline, whose other end only its parent has: when the parent is gone,
+however it went, the child reads the end of the pipe and stops. Unlike a parent-death signal that works from
+any thread and on every POSIX system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from scheduler.errors import StartError
+
+_END_AFTER_S: Final = 5.0
+
+
+def announce(kind: str, **facts: object) -> None:
+    """Say on standard output that this process is ready."""
+    print("ready", kind, *(f"{k}={v}" for k, v in facts.items()), flush=True)  # noqa: T201 - the announcement
+
+
+def hold_lifeline(fd: int) -> None:
+    """Stop this process when the other end of the pipe `fd` closes: in good order, or hard after 5 s."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(fd, 64):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(_END_AFTER_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+class Child:
+    """A `scheduler` command in a process and session of its own.
+
+    Args:
+        args: The command line after `scheduler`, e.g. `["worker"]`; `--lifeline` is added.
+        env: The whole environment of the child.
+        log: Where its standard error goes; None leaves it with ours.
+    """
+
+    def __init__(self, args: Sequence[str], *, env: Mapping[str, str], log: Path | None = None) -> None:
+        self.args = list(args)
+        read_end, self._lifeline = os.pipe()  # neither is inherited by other children
+        output: IO[bytes] | None = log.open("ab") if log is not None else None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "scheduler", *args, "--lifeline", str(read_end)],
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                pass_fds=[read_end],
+                start_new_session=True,
+                text=True,
+            )
+        finally:
+            os.close(read_end)
+            if output is not None:
+                output.close()
+        self._log = log
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, name=f"output of {self.pid}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, None while it runs; negative for the signal that ended it."""
+        return self._process.poll()
+
+    def ready(self, timeout_s: float = 30.0) -> dict[str, str]:
+        """Wait for the announcement; its facts.
+
+        Raises:
+            StartError: the child ended or said nothing in time. The child is ended.
+        """
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            self.kill()
+            raise StartError(f"`scheduler {self.args[0]}` was not ready after {timeout_s:.0f} s") from None
+        if line is None:
+            code = self._process.wait()
+            raise StartError(f"`scheduler {self.args[0]}` ended with exit code {code}{self._last_words()}")
+        return dict(part.split("=", 1) for part in line.split()[2:])
+
+    def signal(self, number: int) -> None:
+        """Send a signal; a child that has ended already is left in peace."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end; the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in time.
+        """
+        return self._process.wait(timeout_s)
+
+    def stop(self, grace_s: float = 15.0) -> int:
+        """End it in good order, or at once when the grace is over; the exit code."""
+        self.signal(signal.SIGTERM)
+        try:
+            code = self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+        self._close()
+        return code
+
+    def kill(self) -> int:
+        """End it at once, with whatever it started itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        code = self._process.wait()
+        self._close()
+        return code
+
+    def _close(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _read(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        with output:
+            for line in output:
+                if line.startswith("ready "):
+                    self._lines.put(line)
+        self._lines.put(None)
+
+    def _last_words(self) -> str:
+        """The last line of the child's log, which says why it ended."""
+        if self._log is None:
+            return ""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""

@@ -1,0 +1,184 @@
+"""The `scheduler` command: reads arguments and the environment, and hands both down.
+
+Nothing imports this module, and it alone looks at the environment. What a command needs is imported when it
+runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from textwrap import dedent
+from typing import Any
+
+from scheduler.errors import SchedulerError, StartError
+
+_PRIORITIES = ("critical", "high", "default", "low")
+_REASONS = ("failed", "timed_out", "rejected", "lost", "unknown_type")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
+    """The command line, with every command's help. The options of `load` are the workbench's."""
+    root = argparse.ArgumentParser(
+        prog="scheduler",
+        description="A task scheduler with Redis speed and Postgres truth.",
+        epilog=dedent("""\
+            first steps:
+              scheduler demo                       see it work: two bursts of 10,000 tasks, and an audit
+              scheduler up                         keep the whole system running on this machine
+              scheduler worker --app shop.tasks    serve your own handlers
+              scheduler config                     every setting, its value and where it comes from
+
+            Settings are environment variables. Errors are one line; exit codes: 0 done, 1 the answer is no,
+            2 it could not be done."""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help_,
+            description=f"{help_[0].upper()}{help_[1:]}. {description}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    demo = add("demo", "make two bursts of tasks on a system of its own, and audit the result")
+    demo.add_argument("--tasks", type=_positive, default=10_000, help="tasks in each burst (default 10000)")
+    demo.add_argument("--workers", type=_positive, default=3, help="worker processes (default 3)")
+    demo.add_argument("--seed", type=int, default=1, help="seed of the decks (default 1)")
+
+    up = add(
+        "up",
+        "run the whole system until Ctrl-C: embedded servers where none are named, the API, workers",
+        "POSTGRES_URL and REDIS_ADDR name servers of your own; where they are not set, Postgres and Valkey\n"
+        "are started from the wheels and keep their data in --data-dir.",
+    )
+    up.add_argument("--workers", type=_positive, default=3, help="worker processes (default 3)")
+    up.add_argument("--data-dir", default=".scheduler", help="where data and logs go (default .scheduler)")
+
+    api = add("api", "serve the HTTP API", "HTTP_ADDR says where, METRICS_ADDR where its metrics are.")
+    worker = add(
+        "worker",
+        "lease tasks, run their handlers, and do the background work",
+        "SIGTERM gives back what has not started and lets running handlers finish within\n"
+        "SHUTDOWN_GRACE_MS; a second one ends at once.",
+    )
+    worker.add_argument(
+        "--app", metavar="MODULE", help="import this module: its @handler functions are served"
+    )
+    worker.add_argument(
+        "--processes", type=_positive, default=1, help="worker processes to supervise (default 1)"
+    )
+    for process in (api, worker):
+        process.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
+
+    migrate = add("migrate", "bring the Postgres schema up to date, or show how it stands")
+    migrate.add_argument("action", nargs="?", choices=("up", "status"), default="up", help="default: up")
+
+    load = add("load", "send a mix of tasks to a running API, and keep a receipt for each that it accepted")
+    if with_load:
+        _bench("load_cli").add_arguments(load)
+
+    task = add("task", "show or cancel one task").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    show = task.add_parser("show", help="its row and its attempts")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    cancel = task.add_parser("cancel", help="cancel it, unless it has ended")
+    for one in (show, cancel):
+        one.add_argument("id", type=_task_id, help="the task's id")
+
+    dlq = add("dlq", "list, redrive or purge dead letters").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    listing = dlq.add_parser("list", help="the newest first")
+    listing.add_argument("--limit", type=_positive, default=50, help="at most so many (default 50)")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    redrive = dlq.add_parser("redrive", help="queue them again, with new budgets")
+    purge = dlq.add_parser("purge", help="take them off for good; the tasks stay dead, as history")
+    for some in (redrive, purge):
+        some.add_argument("ids", nargs="*", type=_task_id, help="ids of tasks")
+        some.add_argument("--all", action="store_true", help="every dead letter")
+        some.add_argument("--reason", choices=_REASONS, help="only those that died of this")
+    for some in (listing, redrive, purge):
+        some.add_argument("--type", help="only this type")
+        some.add_argument("--queue", help="only this queue")
+        some.add_argument("--priority", choices=_PRIORITIES, help="only this priority")
+
+    queue = add("queue", "show the queues").add_subparsers(dest="action", metavar="ACTION", required=True)
+    queue.add_parser("list", help="every queue with its depths by priority")
+    add("workers", "list the workers, their slots, and when they were last seen")
+    add("reconcile", "compare all of Postgres with Redis once, now, and put Redis right")
+    add("config", "print every setting, its value, and where it comes from; secrets are masked")
+    return root
+
+
+def _task_id(text: str) -> str:
+    import uuid
+
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a task's id (a UUID)") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Every error is one line on standard error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(parser(with_load=words[:1] == ["load"]).parse_args(words))
+    except SchedulerError as error:
+        print(f"scheduler: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has had enough
+        return 0
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    if args.command in {"demo", "load"}:
+        module = _bench("demo" if args.command == "demo" else "load_cli")
+        return int(module.main(args))
+    from scheduler import commands, log
+    from scheduler.config import load
+
+    settings, sources = load(os.environ)
+    log.configure(settings.log_level, settings.log_format)
+    if args.command == "up":
+        return commands.up(args, os.environ)
+    if args.command == "config":
+        return commands.config(settings, sources)
+    command = {
+        "api": commands.api,
+        "worker": commands.worker,
+        "migrate": commands.migrate,
+        "task": commands.task,
+        "dlq": commands.dlq,
+        "queue": commands.queue,
+        "workers": commands.workers,
+        "reconcile": commands.reconcile,
+    }[args.command]
+    return command(settings, args)
+
+
+def _bench(module: str) -> Any:
+    """A module of the workbench, whose dependencies a worker's installation need not have."""
+    try:
+        return importlib.import_module(f"bench.{module}")
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"this command needs {error.name}: run `pip install 'scheduler[embedded,bench]'`"
+        ) from None

@@ -1,0 +1,358 @@
+"""What the commands do, once their arguments are read. One function a command; each returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scheduler import migrate as migrations
+from scheduler.child import announce, hold_lifeline
+from scheduler.config import VARS, Settings, load, masked
+from scheduler.errors import QueueError, StartError
+from scheduler.model import PRIORITIES, Depths, Task
+from scheduler.queue import Index
+from scheduler.store import Filter, Store
+from scheduler.table import table
+
+Args = argparse.Namespace
+
+
+def run_async(main: Coroutine[Any, Any, int]) -> int:
+    """Run a coroutine on the fast event loop, where there is one."""
+    try:
+        import uvloop  # not on every interpreter
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+@asynccontextmanager
+async def stores(settings: Settings, name: str) -> AsyncIterator[tuple[Store, Index]]:
+    """Both stores, checked for what every command needs, and closed at the end."""
+    async with AsyncExitStack() as stack:
+        store = await Store.open(settings, name=name, max_conns=4)
+        stack.push_async_callback(store.close)
+        index = Index.open(settings, name=name)
+        stack.push_async_callback(index.close)
+        await store.check()
+        yield store, index
+
+
+# Processes
+
+
+def api(settings: Settings, args: Args) -> int:
+    """Serve the API."""
+    from scheduler.api import server
+    from scheduler.loop import Loop
+    from scheduler.sampler import Sampler
+
+    if args.lifeline is not None:
+        hold_lifeline(args.lifeline)
+    server.run(
+        settings,
+        ready=lambda line: print(line, flush=True),
+        loops=[
+            lambda backend, metrics: Loop(
+                "sampler",
+                settings.metrics_sample_ms / 1000,
+                Sampler(backend.store, backend.index, metrics).step,
+                metrics,
+            )
+        ],
+    )
+    return 0
+
+
+def worker(settings: Settings, args: Args) -> int:
+    """Work: one process, or a fleet of them."""
+    if args.lifeline is not None:
+        hold_lifeline(args.lifeline)
+    if args.processes > 1:
+        from scheduler.fleet import Fleet
+
+        command = ["worker", *(["--app", args.app] if args.app else [])]
+        return Fleet(settings, args.processes, command, os.environ).run()
+    if args.app:
+        load_app(args.app)
+    return run_async(_worker(settings))
+
+
+async def _worker(settings: Settings) -> int:
+    from scheduler.handlers import REGISTRY
+    from scheduler.metrics import Metrics
+    from scheduler.worker import Worker
+
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        exporter, _ = metrics.serve(settings.metrics_addr)
+        stack.callback(exporter.server_close)
+        stack.callback(exporter.shutdown)
+        store = await Store.open(settings, name="scheduler-worker", max_conns=settings.pgpool_max_conns)
+        stack.push_async_callback(store.close)
+        index = Index.open(settings, name="scheduler-worker")
+        stack.push_async_callback(index.close)
+        me = Worker(settings, REGISTRY, store, index, metrics)
+        signals = 0
+
+        def on_signal() -> None:
+            nonlocal signals
+            signals += 1
+            if signals > 1:
+                os._exit(1)  # the second signal means at once
+            me.stop()
+
+        # Before the first wait: a stop may come while we start.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        await store.check()
+        await index.check()
+        await index.warm()
+        announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())
+        await me.run()
+    return 0
+
+
+def load_app(name: str) -> None:
+    """Import the module whose `@handler` functions the worker serves.
+
+    Raises:
+        StartError: it does not import.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - whatever the module raises, the user wants to know which and what
+        raise StartError(
+            f"--app {name} cannot be imported from {Path.cwd()}: {type(error).__name__}: {error}"
+        ) from None
+
+
+def up(args: Args, env: Mapping[str, str]) -> int:
+    """Keep the whole system running until Ctrl-C."""
+    from scheduler.stack import Stack
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with Stack(env, Path(args.data_dir), lambda line: print(line, flush=True)) as stack:
+        stack.start_servers()
+        http = stack.start_api()
+        fleet = stack.start_workers(args.workers)
+        settings, _ = load(stack.env)
+        rows = [
+            ("Postgres", masked("postgres_url", settings.postgres_url)),
+            ("Redis", masked("redis_addr", settings.redis_addr)),
+            ("API", f"http://{http['http']}/docs"),
+            ("API metrics", f"http://127.0.0.1:{http['metrics']}/metrics"),
+            *(
+                (f"worker {i} metrics", f"http://127.0.0.1:{facts['metrics']}/metrics")
+                for i, (_, facts) in enumerate(fleet, 1)
+            ),
+            ("data and logs", str(stack.data_dir)),
+        ]
+        print(table(("part", "where"), rows))
+        for name, server in (("POSTGRES_URL", stack.postgres), ("REDIS_ADDR", stack.redis)):
+            if server is not None:
+                print(f"export {name}='{server.url}'   # for `scheduler` in other terminals")
+        print("Ctrl-C stops everything.", flush=True)
+        while not stopping.wait(0.5):
+            for child in stack.children:
+                if child.returncode is not None:
+                    code = child.returncode
+                    raise StartError(
+                        f"`scheduler {child.args[0]}` ended with code {code}; see {stack.data_dir}/logs"
+                    )
+        print("stopping", flush=True)
+    return 0
+
+
+# The schema and the settings
+
+
+def migrate(settings: Settings, args: Args) -> int:
+    """Bring the schema up to date, or say how it stands."""
+    if args.action == "status":
+        states = asyncio.run(migrations.status(settings.postgres_url))
+        print(table(("version", "name", "state", "applied at"), [tuple(asdict(s).values()) for s in states]))
+        return 0 if all(s.state == "applied" for s in states) else 1
+    applied = asyncio.run(migrations.apply(settings.postgres_url))
+    print("applied " + ", ".join(applied) if applied else "nothing to do: the schema is up to date")
+    return 0
+
+
+def config(settings: Settings, sources: Mapping[str, str]) -> int:
+    """Print the effective settings."""
+    rows = [
+        (declared.name, masked(name, getattr(settings, name)), sources[name], declared.doc)
+        for name, declared in VARS.items()
+    ]
+    print(table(("variable", "value", "from", "meaning"), rows))
+    return 0
+
+
+# The desk
+
+
+def task(settings: Settings, args: Args) -> int:
+    """Show or cancel one task."""
+    return asyncio.run(_task(settings, args))
+
+
+async def _task(settings: Settings, args: Args) -> int:
+    from scheduler.cancel import cancel
+
+    async with stores(settings, "scheduler-task") as (store, index):
+        if args.action == "cancel":
+            found, done = await cancel(store, index, args.id)
+            if found is None:
+                raise StartError(f"there is no task {args.id}")
+            if not done and found.status != "cancelled":
+                raise StartError(f"task {args.id} is {found.status} already and cannot be cancelled")
+            print(f"task {args.id} is cancelled")
+            return 0
+        found = await store.task(args.id)
+        if found is None:
+            raise StartError(f"there is no task {args.id}")
+        runs = await store.runs(args.id)
+    if args.json:
+        print(json.dumps({"task": asdict(found), "runs": [asdict(r) for r in runs]}, default=str, indent=2))
+        return 0
+    print(table(("field", "value"), list(asdict(found).items())))
+    print()
+    columns = (
+        "attempt",
+        "outcome",
+        "worker",
+        "claimed_at",
+        "started_at",
+        "finished_at",
+        "error",
+        "late_outcome",
+    )
+    print(
+        table(columns, [[getattr(r, c) for c in columns] for r in runs]) if runs else "no attempt has ended"
+    )
+    return 0
+
+
+def dlq(settings: Settings, args: Args) -> int:
+    """List, redrive or purge dead letters."""
+    return asyncio.run(_dlq(settings, args))
+
+
+async def _dlq(settings: Settings, args: Args) -> int:
+    from scheduler import dlq as letters
+
+    async with stores(settings, "scheduler-dlq") as (store, index):
+        if args.action == "list":
+            found = await store.tasks(
+                dead=True, type=args.type, queue=args.queue, priority=args.priority, limit=args.limit
+            )
+            return _print_dead(found, args.json)
+        if not (args.ids or args.all or args.type or args.queue or args.priority or args.reason):
+            raise StartError(
+                f"say which: ids, --type, --queue, --priority, --reason, or --all to {args.action} every one"
+            )
+        which = Filter(args.ids or None, args.type, args.queue, args.priority, args.reason)
+        act: Callable[..., Coroutine[Any, Any, int]] = (
+            letters.redrive if args.action == "redrive" else letters.purge
+        )
+        n = await act(store, index, which, _progress)
+    print(f"{n} dead letter{'' if n == 1 else 's'} {args.action}{'n' if args.action == 'redrive' else 'd'}")
+    return 0
+
+
+def _progress(n: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{n}", end="", file=sys.stderr, flush=True)
+
+
+def _print_dead(found: list[Task], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([asdict(t) for t in found], default=str, indent=2))
+        return 0
+    columns = (
+        "id",
+        "type",
+        "priority",
+        "queue",
+        "dead_at",
+        "dead_reason",
+        "attempts",
+        "redrives",
+        "last_error",
+    )
+    print(table(columns, [[getattr(t, c) for c in columns] for t in found]) if found else "no dead letters")
+    return 0
+
+
+def queue(settings: Settings, _args: Args) -> int:
+    """List the queues with their depths."""
+    return asyncio.run(_queue(settings))
+
+
+async def _queue(settings: Settings) -> int:
+    async with stores(settings, "scheduler-queue") as (store, index):
+        names = await store.queues()
+        try:
+            depths = {name: await index.shard(name).depths() for name in names}
+        except QueueError as error:
+            raise StartError(f"Redis cannot be asked ({error}); start it or correct REDIS_ADDR") from None
+    rows = [
+        (name, priority, *_by_priority(d, i), d.leased if i == 0 else None)
+        for name, d in depths.items()
+        for i, priority in enumerate(PRIORITIES)
+    ]
+    print(table(("queue", "priority", "ready", "waiting", "dead", "in flight"), rows))
+    return 0
+
+
+def _by_priority(depths: Depths, i: int) -> tuple[int, int, int]:
+    return depths.queued[i], depths.retry[i], depths.dead[i]
+
+
+def workers(settings: Settings, _args: Args) -> int:
+    """List the workers."""
+    return asyncio.run(_workers(settings))
+
+
+async def _workers(settings: Settings) -> int:
+    async with stores(settings, "scheduler-workers") as (store, _):
+        found = await store.workers()
+    columns = ("id", "queues", "slots", "running", "started_at", "seen_at", "alive")
+    rows = [[getattr(w, c) for c in columns] for w in found]
+    for row in rows:
+        row[-1] = "yes" if row[-1] else "no"
+    print(table(columns, rows) if rows else "no workers are known")
+    return 0
+
+
+def reconcile(settings: Settings, _args: Args) -> int:
+    """Compare all of Postgres with Redis once, now."""
+    return asyncio.run(_reconcile(settings))
+
+
+async def _reconcile(settings: Settings) -> int:
+    from scheduler.metrics import Metrics
+    from scheduler.reconcile import Reconciler
+
+    async with stores(settings, "scheduler-reconcile") as (store, index):
+        await index.check()
+        me = Reconciler(store, index, settings, Metrics(), holder=f"cli:{os.getpid()}")
+        found = await me.reconcile(everything=True)
+    found.pop("rebuilt", None)
+    print(", ".join(f"{n} {kind}" for kind, n in found.items()) or "Redis agrees with Postgres")
+    return 0

@@ -1,0 +1,54 @@
+"""Dead letters: give them a new life, or take them off the queue for good.
+
+Postgres decides and records; Redis follows. A page that Postgres has committed and Redis could not be told
+about is put right by reconcile.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from scheduler import log
+from scheduler.errors import QueueError
+from scheduler.model import Priority
+from scheduler.queue import Index
+from scheduler.store import Filter, Store
+
+_PAGE: Final = 500
+
+
+async def redrive(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
+    """Queue every dead letter that fits `which` again; how many. `progress` is told the count so far."""
+    total = 0
+    while rows := await store.redrive(which, page=_PAGE):
+        for queue, entries in _by_queue(rows).items():
+            try:
+                await index.shard(queue).push([(id_, priority, 0) for id_, priority in entries])
+            except QueueError as error:
+                log.get("dlq").warning("redriven in Postgres; reconcile will push", error=str(error))
+        total += len(rows)
+        progress(total)
+    return total
+
+
+async def purge(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
+    """Take every dead letter that fits `which` off the queue; how many. The tasks stay dead, as history."""
+    total = 0
+    while rows := await store.purge(which, page=_PAGE):
+        for queue, entries in _by_queue(rows).items():
+            try:
+                await index.shard(queue).dlq_del(entries)
+            except QueueError as error:
+                log.get("dlq").warning("purged in Postgres; reconcile will follow", error=str(error))
+        total += len(rows)
+        progress(total)
+    return total
+
+
+def _by_queue(rows: Sequence[tuple[str, str, Priority]]) -> dict[str, list[tuple[str, Priority]]]:
+    queues: dict[str, list[tuple[str, Priority]]] = defaultdict(list)
+    for id_, queue, priority in rows:
+        queues[queue].append((id_, priority))
+    return queues

@@ -1,0 +1,175 @@
+"""Enqueue: commit new tasks in groups, then push their ids.
+
+Group commit without a timer: two flushers share one line of waiting units; whenever one of them is free it
+takes everything that waits, up to a batch. Under load the groups grow by themselves, when idle a single
+request is committed at once.
+
+A unit is what one request brought: it is never split, so a bulk request is one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from scheduler import clock, log
+from scheduler.config import Settings
+from scheduler.errors import InputRefused, Overloaded, QueueError, StoreError, StoreUnavailable
+from scheduler.metrics import Metrics
+from scheduler.model import Accepted, NewTask, Priority
+from scheduler.queue import Index
+from scheduler.store import Store
+
+_FLUSHERS: Final = 2
+_RETRY_PAUSE_S: Final = 0.05
+_LONGEST_PUSH_PAUSE_S: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    tasks: Sequence[NewTask]
+    answer: asyncio.Future[list[Accepted]]
+    deadline: float
+
+
+class Enqueuer:
+    """The way in. One per API process."""
+
+    def __init__(self, store: Store, index: Index, settings: Settings, metrics: Metrics) -> None:
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+        self._batch = settings.enqueue_batch_size
+        self._max_waiting = settings.enqueue_max_waiting
+        self._timeout_s = settings.enqueue_timeout_ms / 1000
+        self._line: deque[_Unit] = deque()
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+        self._flushers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._log = log.get("enqueue")
+        self._push_again_at = 0.0
+        self._push_pause_s = 0.0
+
+    def start(self) -> None:
+        """Start the flushers."""
+        self._flushers = [
+            asyncio.create_task(self._flush_loop(), name=f"enqueue flusher {i}") for i in range(_FLUSHERS)
+        ]
+
+    async def stop(self) -> None:
+        """Commit what waits, then end."""
+        self._stopping = True
+        self._arrived.set()
+        await asyncio.gather(*self._flushers)
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        """Commit `tasks` in one transaction and push them; answer in their order.
+
+        Raises:
+            Overloaded: ENQUEUE_MAX_WAITING tasks wait already; nothing was written.
+            InputRefused: Postgres refused a value of this unit; nothing of it was written.
+            StoreUnavailable: no commit within ENQUEUE_TIMEOUT_MS. Whether it was committed is unknown.
+        """
+        if self._waiting + len(tasks) > self._max_waiting and self._waiting > 0:
+            raise Overloaded(f"{self._waiting} tasks wait for their commit already")
+        loop = asyncio.get_running_loop()
+        unit = _Unit(tasks, loop.create_future(), clock.monotonic() + self._timeout_s)
+        self._line.append(unit)
+        self._waiting += len(tasks)
+        self._arrived.set()
+        return await unit.answer
+
+    async def _flush_loop(self) -> None:
+        while True:
+            while not self._line:
+                if self._stopping:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            units = self._take()
+            try:
+                await self._commit(units)
+            except Exception as error:  # noqa: BLE001 - a defect must answer its requests and not end the flusher
+                self._log.error("commit failed", exc_info=error)
+                _fail(units, StoreError("the commit failed; the server's log says why"))
+            finally:
+                self._waiting -= sum(len(unit.tasks) for unit in units)
+
+    def _take(self) -> list[_Unit]:
+        """Everything that waits, up to a batch; at least one unit."""
+        units = [self._line.popleft()]
+        size = len(units[0].tasks)
+        while self._line and size + len(self._line[0].tasks) <= self._batch:
+            unit = self._line.popleft()
+            size += len(unit.tasks)
+            units.append(unit)
+        return units
+
+    async def _commit(self, units: list[_Unit]) -> None:
+        """Commit units in one statement; one whose values are refused is found by halving and fails alone."""
+        units = [unit for unit in units if not unit.answer.done()]  # whoever gave up waiting wants no task
+        if not units:
+            return
+        try:
+            accepted = await self._insert(units)
+        except InputRefused as error:
+            if len(units) == 1:
+                _fail(units, error)
+            else:
+                middle = len(units) // 2
+                await self._commit(units[:middle])
+                await self._commit(units[middle:])
+            return
+        except StoreError as error:
+            _fail(units, error)
+            return
+        new = [a for a in accepted if a.result == "created"]
+        self._metrics.enqueued.inc(len(new))
+        await self._push(new)
+        start = 0
+        for unit in units:
+            if not unit.answer.done():
+                unit.answer.set_result(accepted[start : start + len(unit.tasks)])
+            start += len(unit.tasks)
+
+    async def _insert(self, units: list[_Unit]) -> list[Accepted]:
+        """The statement, sent again while its answer is lost and somebody still waits for it."""
+        tasks = [task for unit in units for task in unit.tasks]
+        while True:
+            try:
+                return await self._store.enqueue(tasks)
+            except StoreUnavailable:
+                if clock.monotonic() + _RETRY_PAUSE_S > min(unit.deadline for unit in units):
+                    raise
+                await asyncio.sleep(_RETRY_PAUSE_S)
+
+    async def _push(self, accepted: Sequence[Accepted]) -> None:
+        """Push the ids. A push that fails costs nothing but time: reconcile pushes what Redis lacks."""
+        if not accepted or clock.monotonic() < self._push_again_at:
+            return
+        by_queue: dict[str, list[tuple[str, Priority, int]]] = defaultdict(list)
+        for a in accepted:
+            by_queue[a.task.queue].append((a.task.id, a.task.priority, a.delay_ms))
+        try:
+            for queue, entries in by_queue.items():
+                await self._index.shard(queue).push(entries)
+        except QueueError as error:
+            # While Redis is away no request should wait for it, so it is tried again at growing intervals.
+            if not self._push_pause_s:
+                self._log.warning("push failed; reconcile will push", error=str(error))
+            self._push_pause_s = min(max(2 * self._push_pause_s, 0.05), _LONGEST_PUSH_PAUSE_S)
+            self._push_again_at = clock.monotonic() + self._push_pause_s
+        else:
+            if self._push_pause_s:
+                self._log.info("push works again")
+            self._push_pause_s = 0.0
+
+
+def _fail(units: Sequence[_Unit], error: Exception) -> None:
+    for unit in units:
+        if not unit.answer.done():
+            unit.answer.set_exception(error)

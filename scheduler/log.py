@@ -1,0 +1,52 @@
+"""Structured logs on standard error: one line an event, JSON or text.
+
+Payloads are never logged. Tracebacks are, without the values of local variables: these hold payloads and
+passwords.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, cast
+
+import structlog
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure(level: str, form: str) -> None:
+    """Send this process's log to standard error, at `level`, as `json` or `text`."""
+    renderer: structlog.typing.Processor
+    if form == "json":
+        renderer = structlog.processors.JSONRenderer()
+        trace: structlog.typing.Processor = structlog.processors.ExceptionRenderer(
+            structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=10)
+        )
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        trace = structlog.processors.StackInfoRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            trace,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get(name: str, **values: Any) -> structlog.typing.FilteringBoundLogger:
+    """A logger that says `component=name` and the given values in every line."""
+    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(component=name, **values))

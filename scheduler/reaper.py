@@ -1,0 +1,61 @@
+"""Reaper: settles leases that have run out as lost, and brings their ids to where the rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler import log
+from scheduler.metrics import Metrics
+from scheduler.model import Move, Reaped
+from scheduler.queue import Index, Shard
+from scheduler.store import Store
+
+
+class Reaper:
+    """Any number may run. An entry in Redis only says when to look; the row decides."""
+
+    def __init__(
+        self,
+        store: Store,
+        index: Index,
+        metrics: Metrics,
+        queues: Sequence[str],
+        *,
+        batch: int,
+        max_losses: int,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+        self._queues = queues
+        self._batch = batch
+        self._max_losses = max_losses
+        self._log = log.get("reaper")
+
+    async def step(self) -> bool:
+        """Reap one page per queue; True if a full page suggests that more have run out."""
+        full = False
+        for queue in self._queues:
+            shard = self._index.shard(queue)
+            expired = await shard.expired(self._batch)
+            if expired:
+                await self._reap(shard, expired)
+                full = full or len(expired) >= self._batch
+        return full
+
+    async def _reap(self, shard: Shard, expired: Sequence[tuple[str, str]]) -> None:
+        reaped = await self._store.reap([id_ for id_, _ in expired], max_losses=self._max_losses)
+        self._count(reaped)
+        tokens = dict(expired)
+        await shard.place(
+            [Move(r.id, tokens[r.id], r.where, r.priority, r.delay_ms, r.token) for r in reaped]
+        )
+
+    def _count(self, reaped: Sequence[Reaped]) -> None:
+        lost = [r for r in reaped if r.lost]
+        self._metrics.reaped.inc(len(lost))
+        for r in lost:
+            if r.died:
+                self._metrics.dead.labels(self._metrics.type_label(r.type), r.priority, "lost").inc()
+        if lost:
+            self._log.info("leases ran out", tasks=len(lost), dead=sum(r.died for r in lost))

@@ -1,0 +1,187 @@
+"""Reconcile: makes Redis agree with Postgres.
+
+A pass takes the census of every shard (is the index whole, and is its epoch the one that Postgres knows?),
+compares the rows accepted since the last pass and one page of older ones with Redis, adds what is missing,
+and makes the dead-letter sets agree with the dead rows both ways. If Redis lost its memory, came back with
+an old one, or was restarted, the pass goes over all rows at once.
+
+The epoch is set at a pass's end only if it is still what it was at the beginning, so that a loss in the
+middle of a pass is not papered over. Before a sweep it is set to a mark that is no number: a sweep that
+does not come to its end leaves the index known as lost.
+
+One process leads; any number would be correct.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count
+from typing import Final, NamedTuple
+
+from scheduler import log
+from scheduler.config import Settings
+from scheduler.metrics import Metrics
+from scheduler.model import PRIORITIES, OpenRow, Priority
+from scheduler.queue import Index, Shard
+from scheduler.store import FIRST_ID, Epoch, Store
+
+_OVERLAP_MS: Final = 5_000
+"""How much later than its id says a row may become visible: the wait for its commit, and a slow API clock."""
+
+_FIRST_LOOK_MS: Final = 60_000
+"""How far back a new leader's first pass looks for recent rows; the rotation covers what is older."""
+
+
+class _Census(NamedTuple):
+    queue: str
+    shard: Shard
+    lost: bool
+    expected: str | None
+    next_epoch: int
+
+
+class Reconciler:
+    """The passes of one process."""
+
+    def __init__(
+        self, store: Store, index: Index, settings: Settings, metrics: Metrics, *, holder: str
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+        self._holder = holder
+        self._interval_ms = settings.reconcile_interval_ms
+        self._page = settings.reconcile_batch_size
+        self._log = log.get("reconcile")
+        self._marks = count(1)
+        self._recent: str | None = None
+        self._rotation = FIRST_ID
+        self._dead_rotation = FIRST_ID
+        self._dlq_start = dict.fromkeys(PRIORITIES, 0)
+
+    async def step(self) -> None:
+        """One pass, if this process leads."""
+        if await self._store.lead("reconcile", self._holder, ttl_ms=3 * self._interval_ms + 5_000):
+            await self.reconcile()
+
+    async def reconcile(self, *, everything: bool = False) -> dict[str, int]:
+        """One pass, whoever leads; over all rows if `everything` or if Redis lost something.
+
+        Returns how many ids it put right, by kind.
+        """
+        self._found: dict[str, int] = defaultdict(int)
+        run_id = await self._index.run_id()
+        censuses = [await self._census(epoch, run_id) for epoch in await self._store.epochs()]
+        next_recent = await self._store.recent_id(_OVERLAP_MS)
+        if everything or any(c.lost for c in censuses):
+            self._log.warning("comparing all rows", lost=[c.queue for c in censuses if c.lost])
+            self._repaired("rebuilt", 1)
+            await self._sweep()
+        else:
+            await self._some()
+        for c in censuses:
+            if await c.shard.set_epoch(c.expected, str(c.next_epoch)):
+                await self._store.set_epoch(c.queue, c.next_epoch, run_id)
+        self._recent = next_recent
+        return dict(self._found)
+
+    async def _census(self, epoch: Epoch, run_id: str) -> _Census:
+        shard = self._index.shard(epoch.queue)
+        census = await shard.census()
+        number = int(census.epoch) if census.epoch is not None and census.epoch.isdecimal() else None
+        lost = number is None or number < epoch.epoch or run_id != epoch.run_id
+        expected = census.epoch
+        if lost:
+            mark = f"rebuilding:{self._holder}:{next(self._marks)}"
+            if await shard.set_epoch(expected, mark):
+                expected = mark
+        return _Census(epoch.queue, shard, lost, expected, max(number or 0, epoch.epoch) + 1)
+
+    async def _sweep(self) -> None:
+        """Every open row, every dead letter, every entry of the dead-letter sets."""
+        after: str | None = FIRST_ID
+        while after is not None:
+            after = await self._open_rows(after)
+        after = FIRST_ID
+        while after is not None:
+            after = await self._dead_rows(after)
+        for queue in await self._store.queues():
+            for priority in PRIORITIES:
+                start: int | None = 0
+                while start is not None:
+                    start = await self._dlq_entries(queue, priority, start)
+
+    async def _some(self) -> None:
+        """The recent rows, and a page each of the older ones, the dead letters and the dead-letter sets."""
+        recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
+        while recent is not None:
+            recent = await self._open_rows(recent)
+        self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
+        self._dead_rotation = await self._dead_rows(self._dead_rotation) or FIRST_ID
+        for queue in await self._store.queues():
+            for priority in PRIORITIES:
+                start = self._dlq_start[priority]
+                self._dlq_start[priority] = await self._dlq_entries(queue, priority, start) or 0
+
+    async def _open_rows(self, after: str, *, older: bool = False) -> str | None:
+        """Compare one page of open rows; where the next one begins, None after the last."""
+        rows = await self._store.open_page(after, self._page)
+        by_queue: dict[str, list[OpenRow]] = defaultdict(list)
+        for row in rows:
+            by_queue[row.queue].append(row)
+        for queue, page in by_queue.items():
+            await self._compare(self._index.shard(queue), page, older=older)
+        return rows[-1].id if len(rows) == self._page else None
+
+    async def _compare(self, shard: Shard, rows: Sequence[OpenRow], *, older: bool) -> None:
+        known = await shard.known([row.id for row in rows])
+        push: list[tuple[str, Priority, int]] = []
+        adopt: list[tuple[str, Priority, str, int]] = []
+        nudge: list[tuple[str, Priority]] = []
+        for row, token in zip(rows, known, strict=True):
+            if token is None and row.status == "running":
+                adopt.append((row.id, row.priority, row.token, max(row.lease_ms, 0)))
+            elif token is None:
+                push.append((row.id, row.priority, max(row.due_in_ms, 0)))
+            elif self._overdue(row, token, older=older):
+                nudge.append((row.id, row.priority))
+        if push:
+            self._repaired("pushed", await shard.push(push))
+        if adopt:
+            self._repaired("adopted", await shard.adopt(adopt))
+        if nudge:
+            self._repaired("nudged", await shard.nudge(nudge))
+
+    def _overdue(self, row: OpenRow, token: str, *, older: bool) -> bool:
+        """Redis knows the id and still nothing has happened to it for two intervals."""
+        late_ms = -2 * self._interval_ms
+        if row.status == "running":
+            return row.lease_ms < late_ms
+        # A queued row may well wait in its list; only the page of older rows pays for a second look at those.
+        return row.due_in_ms < late_ms and token == "" and (older or row.status == "retrying")
+
+    async def _dead_rows(self, after: str) -> str | None:
+        rows = await self._store.dead_page(after, self._page)
+        by_queue: dict[str, list[tuple[str, Priority, int]]] = defaultdict(list)
+        for id_, queue, priority, age_ms in rows:
+            by_queue[queue].append((id_, priority, age_ms))
+        for queue, entries in by_queue.items():
+            self._repaired("dlq_added", await self._index.shard(queue).dlq_add(entries))
+        return rows[-1][0] if len(rows) == self._page else None
+
+    async def _dlq_entries(self, queue: str, priority: Priority, start: int) -> int | None:
+        shard = self._index.shard(queue)
+        ids = await shard.dlq_page(priority, start, self._page)
+        if not ids:
+            return None
+        dead = await self._store.still_dead(ids)
+        gone: list[tuple[str, Priority]] = [(id_, priority) for id_ in ids if id_ not in dead]
+        if gone:
+            self._repaired("dlq_removed", await shard.dlq_del(gone))
+        return start + len(ids) - len(gone) if len(ids) == self._page else None
+
+    def _repaired(self, kind: str, n: int) -> None:
+        if n:
+            self._found[kind] += n
+            self._metrics.repairs.labels(kind).inc(n)

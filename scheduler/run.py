@@ -1,0 +1,129 @@
+"""Run: one handler call, and the result it comes to.
+
+A run never raises: whatever the handler does, including SystemExit and swallowing its cancellation, comes
+back as a Result, and `settle` decides what that means for the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from scheduler import clock
+from scheduler.errors import Reject, Retry
+from scheduler.handlers import Context, Handler
+from scheduler.model import Lease, Result
+
+Cause = Literal["timed_out", "lost", "stopping"]
+"""Why the worker ended a run before the handler did."""
+
+_LONGEST_TEXT: Final = 2000
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A run in progress: what the watch needs in order to end it."""
+
+    lease: Lease
+    context: Context
+    started: float
+    task: asyncio.Task[Any] | None
+    thread: asyncio.Future[Any] | None = None
+    cause: Cause | None = None
+
+    def end(self, cause: Cause) -> None:
+        """Ask the handler to end. The first cause stands."""
+        self.cause = self.cause or cause
+        self.context.cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+async def run(handler: Handler, running: Running, threads: Executor) -> Result:
+    """Call the handler once. Async handlers run on the loop, the others in one of `threads`."""
+    result: Result | None = None
+    try:
+        payload = running.lease.payload if handler.load is None else handler.load(running.lease.payload)
+    except Exception as error:  # noqa: BLE001 - a validator may raise anything
+        result = Result("rejected", f"the payload does not fit the handler: {describe(error)}")
+    if result is None:
+        result = await _call(handler, payload, running, threads)
+    ended = clock.monotonic()
+    return Result(
+        result.kind,
+        result.error,
+        result.after_ms,
+        max(0, round((running.started - running.lease.claimed) * 1e6)),
+        max(0, round((ended - running.started) * 1e6)),
+    )
+
+
+async def _call(handler: Handler, payload: Any, running: Running, threads: Executor) -> Result:
+    try:
+        if handler.is_async:
+            await handler.call(payload, running.context)
+        else:
+            loop = asyncio.get_running_loop()
+            running.thread = loop.run_in_executor(threads, _in_thread, handler, payload, running.context)
+            # Shielded: a thread cannot be cancelled, and the watch wants to know whether it still runs.
+            await asyncio.shield(running.thread)
+        outcome = _SUCCEEDED
+    except Reject as error:
+        outcome = Result("rejected", describe(error))
+    except Retry as error:
+        outcome = Result("retry", describe(error), error.after_ms)
+    except BaseException as error:  # noqa: BLE001 - SystemExit in a handler is that task's failure, not ours
+        outcome = Result("failed", describe(error))
+    if running.cause is None:
+        return outcome
+    if running.task is not None:
+        while running.task.uncancel():
+            pass
+    return _ended_by_us(running.cause, handler, running)
+
+
+_SUCCEEDED: Final = Result("succeeded")
+
+
+def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
+    if cause == "lost":
+        return Result("lost")
+    if cause == "stopping":
+        return Result("interrupted", "the worker stopped before the handler had finished")
+    limit = running.context.deadline - running.started
+    return Result("timed_out", f"{handler.type} ran longer than its timeout of {limit:.3f} s")
+
+
+class _ThreadEnded(Exception):
+    """Carries what a handler in a thread raised past `Exception`: raised on the loop it would end that."""
+
+
+def _in_thread(handler: Handler, payload: Any, context: Context) -> None:
+    try:
+        handler.call(payload, context)
+    except Exception:
+        raise
+    except BaseException as error:  # noqa: BLE001 - SystemExit in a thread is that task's failure, too
+        raise _ThreadEnded(describe(error)) from None
+
+
+def describe(error: BaseException) -> str:
+    """One safe line about an exception: its type, its text, and where in the handler it was raised."""
+    if isinstance(error, _ThreadEnded):
+        return str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a __str__ that raises is the handler's, too
+        text = "(its text could not be read)"
+    frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
+    where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return safe_text(f"{type(error).__name__}: {text[:_LONGEST_TEXT]}{where}")
+
+
+def safe_text(text: str) -> str:
+    """`text` as Postgres can store it: no NUL, no lone surrogates, no more than a few lines."""
+    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-8", "replace").decode("utf-8")[: 2 * _LONGEST_TEXT]

@@ -1,0 +1,210 @@
+"""Settle: decide what each result means, record it in Postgres, then tell Redis.
+
+Results wait in one line for whichever of two flushers is free; it takes up to a batch, records it with one
+statement and moves the ids with one script. Nothing is acknowledged before it is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final, Literal
+
+from scheduler import clock, lifecycle, log
+from scheduler.backoff import Backoff
+from scheduler.config import Settings
+from scheduler.errors import InputRefused, QueueError, StoreError
+from scheduler.handlers import Handler
+from scheduler.held import Held
+from scheduler.metrics import Metrics
+from scheduler.model import Lease, Move, Result, Settlement, Where
+from scheduler.queue import Index
+from scheduler.store import Store
+
+_FLUSHERS: Final = 2
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+_MOST_UNPLACED: Final = 100_000
+
+
+def decide(lease: Lease, result: Result, handler: Handler | None, settings: Settings) -> Settlement:
+    """What a result makes of its task: the rules are lifecycle's, the wait before a retry is backoff's."""
+    base = Settlement(
+        lease, "released", "queued", error=result.error, wait_us=result.wait_us, run_us=result.run_us
+    )
+    if result.kind == "succeeded":
+        return replace(base, outcome="succeeded", status="succeeded")
+    if result.kind == "interrupted":
+        return base
+    if result.kind == "unknown_type":
+        verdict = lifecycle.after_unknown_type(lease.refusals, settings.max_refusals)
+        delay = settings.unknown_type_delay_ms if verdict.status == "queued" else 0
+        return replace(base, status=verdict.status, reason=verdict.reason, delay_ms=delay, refused=True)
+    if result.kind == "rejected":
+        verdict = lifecycle.after_rejection()
+        return replace(base, outcome="failed", status=verdict.status, reason=verdict.reason)
+    outcome: Literal["failed", "timed_out"] = "timed_out" if result.kind == "timed_out" else "failed"
+    verdict = lifecycle.after_failure(lease.failures, lease.max_retries, outcome)
+    if verdict.status == "retrying":
+        wait = retry_policy(lease, handler, settings).delay_ms(lease.failures + 1, random.Random())
+        delay = result.after_ms if result.kind == "retry" else wait
+        return replace(base, outcome=outcome, status="retrying", delay_ms=delay)
+    return replace(base, outcome=outcome, status=verdict.status, reason=verdict.reason)
+
+
+def retry_policy(lease: Lease, handler: Handler | None, settings: Settings) -> Backoff:
+    """The task's own backoff over its handler's over the settings'; a task may name some fields only."""
+    policy = handler.backoff if handler is not None and handler.backoff is not None else settings.backoff
+    if not lease.backoff:
+        return policy
+    known: dict[str, Any] = {k: v for k, v in lease.backoff.items() if k in asdict(policy)}
+    return replace(policy, **known)
+
+
+def move(s: Settlement) -> Move:
+    """Where Redis must put the id of a settled task: the destination is what its row says now."""
+    where: Where = "gone"
+    if s.status == "dead":
+        where = "dead"
+    elif s.status == "retrying" or s.delay_ms:
+        where = "retry"
+    elif s.status == "queued":
+        where = "head"
+    return Move(s.lease.id, s.lease.token, where, s.lease.priority, s.delay_ms)
+
+
+class Settler:
+    """Records the results of one worker."""
+
+    def __init__(
+        self, store: Store, index: Index, settings: Settings, metrics: Metrics, *, worker: str, held: Held
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+        self._worker = worker
+        self._held = held
+        self._batch = settings.settle_batch_size
+        self._line: deque[Settlement] = deque()
+        self._in_hand: dict[int, Sequence[Settlement]] = {}
+        self._unplaced: deque[tuple[str, Move]] = deque(maxlen=_MOST_UNPLACED)
+        self._arrived = asyncio.Event()
+        self._flushers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._log = log.get("settle")
+
+    def start(self) -> None:
+        """Start the flushers."""
+        self._flushers = [
+            asyncio.create_task(self._flush_loop(i), name=f"settle flusher {i}") for i in range(_FLUSHERS)
+        ]
+
+    async def stop(self) -> None:
+        """Record what waits, then end."""
+        self._stopping = True
+        self._arrived.set()
+        await asyncio.gather(*self._flushers)
+
+    def add(self, settlement: Settlement) -> None:
+        """Put an outcome in line. Its lease is renewed until the outcome is recorded."""
+        settlement.lease.ended = True
+        self._line.append(settlement)
+        if not self._arrived.is_set():
+            self._arrived.set()
+
+    def outstanding(self) -> list[Settlement]:
+        """Outcomes that are not known to be recorded. For the heartbeat's thread, when the loop is stuck."""
+        in_hand = [s for batch in list(self._in_hand.values()) for s in batch]
+        return [*in_hand, *list(self._line)]
+
+    async def _flush_loop(self, flusher: int) -> None:
+        while True:
+            while not self._line:
+                if self._stopping:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch = [self._line.popleft() for _ in range(min(len(self._line), self._batch))]
+            self._in_hand[flusher] = batch
+            try:
+                settled = await self._record(batch)
+                await self._place(settled)
+            except Exception as error:  # noqa: BLE001 - a defect must not end the flusher; the reaper has the rest
+                self._log.error("settle failed", tasks=len(batch), exc_info=error)
+            finally:
+                self._in_hand.pop(flusher, None)
+                for settlement in batch:
+                    self._held.drop(settlement.lease)
+
+    async def _record(self, batch: Sequence[Settlement]) -> list[Settlement]:
+        """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go."""
+        pause = _PAUSE_S
+        while batch:
+            try:
+                settled = await self._store.settle(batch, worker=self._worker)
+            except InputRefused as error:
+                return await self._record_halves(batch, error)
+            except StoreError as error:
+                now = clock.monotonic()
+                gone = [s for s in batch if s.lease.expires <= now]
+                if gone:
+                    self._log.warning(
+                        "outcomes given up at their leases' end", tasks=len(gone), error=str(error)
+                    )
+                batch = [s for s in batch if s.lease.expires > now]
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+            else:
+                self._count(batch, settled)
+                return [s for s in batch if s.lease.id in settled]
+        return []
+
+    async def _record_halves(self, batch: Sequence[Settlement], error: InputRefused) -> list[Settlement]:
+        """Find the one outcome whose values are refused, and settle it with a text that cannot be."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return [*await self._record(batch[:middle]), *await self._record(batch[middle:])]
+        (culprit,) = batch
+        if culprit.error is None:
+            raise error
+        self._log.warning("error text refused", task=culprit.lease.id, error=str(error))
+        return await self._record([replace(culprit, error=None)])
+
+    def _count(self, batch: Sequence[Settlement], settled: set[str]) -> None:
+        m = self._metrics
+        stand = [s for s in batch if s.lease.id in settled]
+        m.fenced.inc(len(batch) - len(stand))
+        groups = Counter((s.lease.type, s.lease.priority, s.outcome, s.status, s.reason) for s in stand)
+        for (type_, priority, outcome, status, reason), n in groups.items():
+            label = m.type_label(type_)
+            if outcome == "succeeded":
+                m.succeeded.labels(label, priority).inc(n)
+            elif outcome in {"failed", "timed_out"}:
+                m.failed.labels(label, priority).inc(n)
+            else:
+                m.released.inc(n)
+            if status == "retrying":
+                m.retried.inc(n)
+            elif status == "dead":
+                m.dead.labels(label, priority, reason).inc(n)
+        for s in stand:
+            if s.run_us is not None:
+                m.run_seconds.labels(m.type_label(s.lease.type)).observe(s.run_us / 1e6)
+
+    async def _place(self, settled: Sequence[Settlement]) -> None:
+        """Tell Redis. What cannot be told now is told with a later batch; the guard is the lease's token."""
+        moves = defaultdict(list)
+        while self._unplaced:
+            queue, earlier = self._unplaced.popleft()
+            moves[queue].append(earlier)
+        for s in settled:
+            moves[s.lease.queue].append(move(s))
+        for queue, batch in moves.items():
+            try:
+                self._metrics.acks.inc(await self._index.shard(queue).place(batch))
+            except QueueError as error:
+                self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))
+                self._unplaced.extend((queue, m) for m in batch)

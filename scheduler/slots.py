@@ -1,0 +1,162 @@
+"""Slots: the places of a worker in which handlers run, and the watch that ends runs whose time is up.
+
+The local buffer is bounded by time: beyond the free slots a worker takes only what it can run within
+LEASE_AHEAD_MS, by a moving average of recent run times. So noops come in large batches, and a task of one
+second is never hoarded while another worker idles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from scheduler import clock
+from scheduler.config import Settings
+from scheduler.handlers import Context, Handler, Registry
+from scheduler.metrics import Metrics
+from scheduler.model import Lease, Result
+from scheduler.run import Running, run
+
+_WATCH_S: Final = 0.05
+_YIELD_S: Final = 0.005
+_WEIGHT: Final = 0.05
+_SLOWEST_GUESS_S: Final = 0.001
+"""What a run is taken to last before any was seen: a batch to learn from, and no hoard of slow ones."""
+
+Ended = Callable[[Lease, Result, Handler | None], None]
+
+
+class Slots:
+    """Runs leases in WORKER_POOL slots and reports each result through `ended`."""
+
+    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, ended: Ended) -> None:
+        self.size = settings.worker_pool
+        self._registry = registry
+        self._metrics = metrics
+        self._ended = ended
+        self._timeout_ms = settings.task_timeout_ms
+        self._ahead_s = settings.lease_ahead_ms / 1000
+        self._most = settings.lease_batch_size
+        self._buffer: deque[Lease] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._running: dict[int, Running] = {}
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="slot")
+        self._mean_s = _SLOWEST_GUESS_S
+        self._yielded = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.room_made = asyncio.Event()
+        """Set when a run has ended or the buffer has shrunk."""
+
+    def start(self) -> None:
+        """Open the slots."""
+        self._tasks = [asyncio.create_task(self._slot(i), name=f"slot {i}") for i in range(self.size)]
+        self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
+
+    def close(self) -> None:
+        """Close the slots. Handlers in threads that still run are left to themselves."""
+        for task in self._tasks:
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def busy(self) -> int:
+        """How many slots run a handler."""
+        return len(self._running)
+
+    def room(self) -> int:
+        """How many more tasks are worth leasing now."""
+        free = self.size - len(self._running)
+        ahead = int(self.size * self._ahead_s / self._mean_s)
+        wanted = free + ahead - len(self._buffer)
+        # Refilling one by one would cost a round trip each: wait until a good part of the buffer is used up.
+        if wanted < min(free + ahead, self._most) / 2 and not (free and not self._buffer):
+            return 0
+        return min(wanted, self._most)
+
+    def put(self, leases: Sequence[Lease]) -> None:
+        """Line up leases, to be run in this order."""
+        for lease in leases:
+            handler = self._registry.get(lease.type)
+            lease.renews = handler is None or handler.heartbeat
+        self._buffer.extend(leases)
+        for _ in range(min(len(self._idle), len(leases))):
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def take_back(self) -> list[Lease]:
+        """Empty the buffer: what has not started."""
+        leases = list(self._buffer)
+        self._buffer.clear()
+        return leases
+
+    def runs(self) -> list[Running]:
+        """A copy of the runs in progress; safe to call from another thread."""
+        return list(self._running.copy().values())
+
+    def lose(self, lease: Lease) -> None:
+        """The lease is known to be lost: end its run, drop it if it has not started."""
+        lease.lost = True
+        for running in self._running.values():
+            if running.lease is lease:
+                running.end("lost")
+
+    def interrupt(self) -> None:
+        """End every run because the worker stops."""
+        for running in self._running.values():
+            running.end("stopping")
+
+    async def _slot(self, number: int) -> None:
+        task = asyncio.current_task()
+        while True:
+            while not self._buffer:
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._idle.append(waiter)
+                await waiter
+            lease = self._buffer.popleft()
+            if lease.lost or lease.expires <= clock.monotonic():
+                lease.lost = True
+                self._ended(lease, Result("lost"), None)
+            else:
+                await self._run(number, lease, task)
+            self.room_made.set()
+            # A handler that never waits would keep the loop to itself: flushers and heartbeats need it, too.
+            if clock.monotonic() - self._yielded > _YIELD_S:
+                await asyncio.sleep(0)
+                self._yielded = clock.monotonic()
+
+    async def _run(self, number: int, lease: Lease, task: asyncio.Task[None] | None) -> None:
+        handler = self._registry.get(lease.type)
+        if handler is None:
+            why = f"no handler for the type {lease.type!r} in this worker"
+            self._ended(lease, Result("unknown_type", why), None)
+            return
+        started = clock.monotonic()
+        self._metrics.start_seconds.labels(lease.priority).observe(
+            max(0.0, lease.waited_s + started - lease.claimed)
+        )
+        timeout_ms = lease.timeout_ms or handler.timeout_ms or self._timeout_ms
+        context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
+        running = Running(lease, context, started, task)
+        self._running[number] = running
+        try:
+            result = await run(handler, running, self._threads)
+        finally:
+            del self._running[number]
+        self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
+        self._ended(lease, result, handler)
+
+    async def _watch(self) -> None:
+        """End runs past their deadline or their lease. A handler that swallows it is told again."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now = clock.monotonic()
+            for running in list(self._running.values()):
+                if running.lease.expires <= now:
+                    running.lease.lost = True
+                    running.end("lost")
+                elif running.context.deadline <= now:
+                    running.end("timed_out")

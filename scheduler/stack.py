@@ -1,0 +1,126 @@
+"""The whole system on one machine: embedded servers where none are named, one API, a few workers.
+
+Every part is a child with a lifeline, so nothing is left when this process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from scheduler import migrate
+from scheduler.child import Child
+from scheduler.config import load, masked
+from scheduler.embedded import Postgres, Redis
+from scheduler.supervisor import free_port
+
+Say = Callable[[str], None]
+
+
+class Stack:
+    """Starts the parts one by one and stops them in the opposite order.
+
+    Args:
+        env: Settings, as environment variables. Where POSTGRES_URL or REDIS_ADDR is set, that server is
+            used and none is started.
+        data_dir: Where embedded servers keep their data, and all parts their logs.
+        say: Told in one line whatever a person should know.
+    """
+
+    def __init__(self, env: Mapping[str, str], data_dir: Path, say: Say) -> None:
+        self.env = dict(env)
+        self.data_dir = data_dir
+        self._say = say
+        self._parts = ExitStack()
+        self.postgres: Postgres | None = None
+        self.redis: Redis | None = None
+        self.children: list[Child] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start_servers(self, *, postgres_settings: Mapping[str, str] | None = None) -> None:
+        """Start Postgres and Redis unless they are named in the environment, and bring the schema up to date.
+
+        Raises:
+            StartError: a server cannot be started or reached.
+        """
+        if not self.env.get("POSTGRES_URL"):
+            self.postgres = self._parts.enter_context(
+                Postgres(self.data_dir / "postgres", port=5432, settings=postgres_settings)
+            )
+            self.env["POSTGRES_URL"] = self.postgres.url
+            self._chosen("Postgres", 5432, self.postgres.port)
+        if not self.env.get("REDIS_ADDR"):
+            self.redis = self._parts.enter_context(Redis(self.data_dir / "redis", port=6379))
+            self.env["REDIS_ADDR"] = self.redis.url
+            self._chosen("Redis", 6379, self.redis.port)
+        asyncio.run(migrate.apply(self.env["POSTGRES_URL"]))
+
+    def start_api(self) -> dict[str, str]:
+        """Start the API and wait until it serves; what it announced (`http`, `metrics`, `pid`)."""
+        child = self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"))
+        return child.ready()
+
+    def start_workers(
+        self, n: int, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> list[tuple[Child, dict[str, str]]]:
+        """Start `n` worker processes at once and wait until all serve; each with what it announced."""
+        children = [self._start(["worker", *args], 1 + i, ("METRICS_ADDR",), env=env) for i in range(n)]
+        return [(child, child.ready()) for child in children]
+
+    def end(self, child: Child, *, grace_s: float = 15.0) -> int:
+        """Stop one child before the stack is stopped; its exit code."""
+        self.children.remove(child)
+        return child.stop(grace_s)
+
+    def stop(self) -> None:
+        """Stop everything: workers, the API, the servers."""
+        self._parts.close()
+
+    def _start(
+        self,
+        args: list[str],
+        offset: int,
+        addresses: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start a child on its addresses, counted up from the settings', or on free ones instead."""
+        env = self.env | dict(env or {})
+        settings, _ = load(env)
+        for name in addresses:
+            host, wanted = settings.metrics_addr if name == "METRICS_ADDR" else settings.http_addr
+            port = free_port(wanted + offset) if wanted else 0
+            if wanted:
+                self._chosen(f"{' '.join(args[:1])} ({name})", wanted + offset, port)
+            env[name] = masked(name.lower(), (host, port))
+        number = len(self.children)
+        child = Child(args, env=env, log=self._log(f"{args[0]}-{number}.log"))
+        self.children.append(child)
+        self._parts.callback(self._end, child)
+        return child
+
+    def _end(self, child: Child) -> None:
+        if child in self.children:
+            self.end(child)
+
+    def _log(self, name: str) -> Path:
+        directory = self.data_dir / "logs"
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / name
+        path.write_bytes(b"")
+        return path
+
+    def _chosen(self, what: str, wanted: int, port: int) -> None:
+        if port != wanted:
+            self._say(f"port {wanted} is taken; {what} listens on {port}")

@@ -1,0 +1,235 @@
+"""Worker: one process that leases, runs and settles tasks, and does its share of the background work.
+
+    lessor ──leases──▶ slots ──results──▶ settler          heartbeat (its own thread)
+                                                           pump · reaper · reconcile · sampler · housekeeping
+
+It stops in this order: take no more; give back what has not started; let handlers finish within the grace;
+interrupt and give back the rest; record every outcome; stop the loops; sign off. The heartbeat renews until
+the last outcome is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from scheduler import clock, log
+from scheduler.config import Settings
+from scheduler.errors import SchedulerError
+from scheduler.handlers import Handler, Registry
+from scheduler.heartbeat import Heartbeat, Pulse
+from scheduler.held import Held
+from scheduler.housekeeping import Housekeeper
+from scheduler.lease import Lessor
+from scheduler.loop import Loop
+from scheduler.metrics import Metrics
+from scheduler.model import Lease, Result
+from scheduler.pump import Pump
+from scheduler.queue import Index
+from scheduler.reaper import Reaper
+from scheduler.reconcile import Reconciler
+from scheduler.sampler import Sampler
+from scheduler.settle import Settler, decide
+from scheduler.slots import Slots
+from scheduler.store import Store, WorkerIdentity
+
+EXIT_STUCK: Final = 70
+"""Exit code of a worker that gave up because a handler could not be ended (EX_SOFTWARE of sysexits.h)."""
+
+_IDLE_WAIT_S: Final = 1.0
+_STUCK_AFTER_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 1.0
+
+
+def identity(settings: Settings, registry: Registry) -> WorkerIdentity:
+    """A name for this process that was never used before and never will be again."""
+    host, pid = socket.gethostname(), os.getpid()
+    return WorkerIdentity(
+        id=f"{host}:{pid}:{uuid.uuid4().hex}",
+        host=host,
+        pid=pid,
+        queues=settings.worker_queues,
+        types=tuple(sorted(registry.types())),
+        slots=settings.worker_pool,
+    )
+
+
+class Worker:
+    """The moving parts of one worker process, put together."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, store: Store, index: Index, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._index = index
+        self.identity = me = identity(settings, registry)
+        self._held = held = Held()
+        self._log = log.get("worker", worker=me.id)
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        metrics.know_types(registry.types())
+
+        self._lessor = Lessor(store, index, settings, metrics, worker=me.id, held=held)
+        self._slots = Slots(registry, settings, metrics, self._ended)
+        self._settler = Settler(store, index, settings, metrics, worker=me.id, held=held)
+        self._heartbeat = Heartbeat(
+            settings, metrics, me, held, pulse=self._pulse, lost=self._lose, watch=self._end_if_stuck
+        )
+        self._loops = self._background(store, index, settings, metrics)
+
+    def _background(self, store: Store, index: Index, settings: Settings, metrics: Metrics) -> list[Loop]:
+        queues, holder = settings.worker_queues, self.identity.id
+        pump = Pump(index, queues, batch=settings.retry_batch_size)
+        reaper = Reaper(
+            store, index, metrics, queues, batch=settings.reaper_batch_size, max_losses=settings.max_losses
+        )
+        reconciler = Reconciler(store, index, settings, metrics, holder=holder)
+        sampler = Sampler(store, index, metrics)
+        housekeeper = Housekeeper(store, settings, holder=holder)
+        return [
+            Loop("pump", settings.retry_scan_interval_ms / 1000, pump.step, metrics),
+            Loop("reaper", settings.reaper_scan_interval_ms / 1000, reaper.step, metrics),
+            Loop("reconcile", settings.reconcile_interval_ms / 1000, reconciler.step, metrics),
+            Loop("sampler", settings.metrics_sample_ms / 1000, sampler.step, metrics),
+            Loop("housekeeping", settings.housekeeping_interval_ms / 1000, housekeeper.step, metrics),
+        ]
+
+    def stop(self) -> None:
+        """Ask the worker to stop. `run` returns once it has."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop` is called, then finish in good order."""
+        self._slots.start()
+        self._settler.start()
+        self._heartbeat.start()
+        for loop in self._loops:
+            loop.start()
+        feeder = asyncio.create_task(self._feed(), name="feeder")
+        await self._stopping.wait()
+        self._log.info("stopping", running=self._slots.busy, held=len(self._held))
+        await feeder
+        await self._finish()
+        self._log.info("stopped")
+
+    # Working
+
+    async def _feed(self) -> None:
+        """Keep the slots supplied."""
+        pause = 0.0
+        while not self._stopping.is_set():
+            room = self._slots.room()
+            if room <= 0:
+                self._slots.room_made.clear()
+                await self._first(self._slots.room_made.wait())
+                continue
+            try:
+                leases = await self._lessor.take(room)
+                pause = 0.0
+                if leases:
+                    self._slots.put(leases)
+                else:
+                    await self._first(self._index.wait(self._settings.worker_queues, _IDLE_WAIT_S))
+            except SchedulerError as error:
+                if not pause:
+                    self._log.warning("cannot lease; trying again", error=str(error))
+                pause = min(2 * pause or 0.05, _LONGEST_PAUSE_S)
+                await self._first(asyncio.sleep(pause))
+
+    async def _first(self, what: object) -> None:
+        """Wait for `what` or for the stop, whichever comes first."""
+        waiting = asyncio.ensure_future(what)  # type: ignore[call-overload] # any awaitable
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        finally:
+            stopping.cancel()
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+    def _ended(self, lease: Lease, result: Result, handler: Handler | None) -> None:
+        """A run has come to a result."""
+        if result.kind == "lost":
+            self._held.drop(lease)
+            self._log.info("lease lost", task=lease.id, attempt=lease.attempt)
+            return
+        self._settler.add(decide(lease, result, handler, self._settings))
+
+    # Called from the heartbeat's thread
+
+    def _pulse(self) -> Pulse:
+        return Pulse(self._slots.busy, self._lessor.polled)
+
+    def _lose(self, lease: Lease) -> None:
+        self._held.drop(lease)
+        self._loop.call_soon_threadsafe(self._slots.lose, lease)
+
+    async def _end_if_stuck(self, store: Store) -> None:
+        """Leave if a run has gone on long past its deadline: nothing can end it but the end of the process.
+
+        What it held is settled first, through the thread's own store: the culprit as timed out, outcomes that
+        were reached as they are, and the rest is given back.
+        """
+        now = clock.monotonic()
+        stuck = [r for r in self._slots.runs() if now - r.context.deadline > _STUCK_AFTER_S]
+        if not stuck:
+            return
+        culprits = {r.lease.id for r in stuck}
+        self._log.error("a handler cannot be ended; leaving", tasks=sorted(culprits))
+        batch = self._settler.outstanding()
+        decided = {s.lease.id for s in batch}
+        for run in stuck:
+            if run.lease.id not in decided and not run.lease.lost:
+                us = round((now - run.started) * 1e6)
+                why = "the handler ran on past its timeout and could not be ended"
+                batch.append(decide(run.lease, Result("timed_out", why, run_us=us), None, self._settings))
+        rest = [lease for lease in self._held.all() if lease.id not in decided | culprits and not lease.lost]
+        batch += [
+            decide(lease, Result("interrupted", "another handler blocked the worker"), None, self._settings)
+            for lease in rest
+        ]
+        try:
+            if batch:
+                await store.settle(batch, worker=self.identity.id)
+            await store.leave(self.identity.id)
+        except SchedulerError as error:
+            self._log.error("could not settle before leaving", error=str(error))
+        finally:
+            os._exit(EXIT_STUCK)
+
+    # Stopping
+
+    async def _finish(self) -> None:
+        await self._give_back(self._slots.take_back())
+        await self._until_idle(self._settings.shutdown_grace_ms / 1000)
+        if self._slots.busy:
+            self._slots.interrupt()
+            # Async handlers end when cancelled; one that does not, or sits in a thread, is given back.
+            await self._until_idle(1.0)
+            await self._give_back([r.lease for r in self._slots.runs() if not r.lease.ended])
+        await self._settler.stop()
+        self._slots.close()
+        await asyncio.gather(*(loop.stop() for loop in self._loops))
+        await self._heartbeat.stop()
+
+    async def _until_idle(self, seconds: float) -> None:
+        """Wait until no handler runs, but no longer than `seconds`."""
+        deadline = clock.monotonic() + seconds
+        while self._slots.busy and (left := deadline - clock.monotonic()) > 0:
+            self._slots.room_made.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._slots.room_made.wait(), left)
+
+    async def _give_back(self, leases: Sequence[Lease]) -> None:
+        for lease in reversed(leases):  # each goes to the head of its list, so the last one goes first
+            result = Result("interrupted", "the worker stopped")
+            self._settler.add(decide(lease, result, None, self._settings))

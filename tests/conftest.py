@@ -1,0 +1,5 @@
+"""A list of plugins, nothing else: each file of fixtures has one topic."""
+
+from __future__ import annotations
+
+pytest_plugins = ["fix_servers", "fix_proxy", "fix_api"]
