@@ -83,8 +83,8 @@ def scenario(
             sys.stderr.write(f"locust: error: {wrong}\n")
             sys.exit(2)
         environment.dealer = Dealer(environment, make_deck, endless=endless)
-        if isinstance(environment.runner, MasterRunner) and not endless:
-            Master(environment)
+        if isinstance(environment.runner, MasterRunner):
+            Master(environment, endless=endless)
 
 
 def add_mix_options(group: Any, *, pct_sleep: float, sleep_ms: int) -> None:

@@ -146,10 +146,11 @@ class Dealer:
 
 
 class Master:
-    """Gives out the seats and waits for the reports; lives in the master only."""
+    """Lives in the master: gives out the seats and, unless the run is `endless`, waits for the reports."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, *, endless: bool) -> None:
         self.environment = environment
+        self._endless = endless
         self._reports: dict[str, Report | None] = {}
         environment.events.test_start.add_listener(self._on_test_start)
         environment.runner.register_message("dealt", self._on_dealt)
@@ -158,13 +159,15 @@ class Master:
     def _on_test_start(self, environment: Environment, **_: Any) -> None:
         runner = environment.runner
         workers = [client.id for client in (*runner.clients.ready, *runner.clients.running)]
-        self._reports = dict.fromkeys(workers)
-        if runner.target_user_count < len(workers):
-            abort(environment, f"{runner.target_user_count} users are too few for {len(workers)} processes.")
-            return
         run = uuid.uuid4().hex
         for index, worker in enumerate(workers):
             runner.send_message("seat", Seat(run, index, len(workers)), worker)
+        if self._endless:
+            return
+        if (users := runner.target_user_count) < len(workers):
+            abort(environment, f"{len(workers)} processes need at least as many users (-w), not {users}.")
+        else:
+            self._reports = dict.fromkeys(workers)
 
     def _on_dealt(self, environment: Environment, msg: Any, **_: Any) -> None:
         self._reports[msg.node_id] = msg.data

@@ -113,7 +113,7 @@ class Index:
             info = _fields(await self._send(self._pool, ("INFO",), self._timeout_s))
         except (RedisError, OSError) as error:
             if isinstance(error, _REFUSALS):
-                raise StartError(f"Redis at {shown} refuses us ({error}): set REDIS_PASS") from None
+                raise StartError(f"Redis at {shown} refuses us ({error}): check REDIS_PASS") from None
             why = str(error) or "no answer in time"
             raise StartError(f"Redis at {shown} does not work ({why}): start it, or set REDIS_ADDR") from None
         _check_eviction(info, shown)

@@ -29,6 +29,9 @@ from scheduler.store import FIRST_ID, Epoch, Store
 _OVERLAP_MS: Final = 5_000
 """How much later than its id says a row may become visible: the wait for its commit, and a slow API clock."""
 
+_GRACE_MS: Final = 1_000
+"""A row younger than this may be between its commit and its push: nothing is missing yet."""
+
 _FIRST_LOOK_MS: Final = 60_000
 """How far back a new leader's first pass looks for recent rows; the rotation covers what is older."""
 
@@ -56,6 +59,7 @@ class Reconciler:
         self._log = log.get("reconcile")
         self._marks = count(1)
         self._recent: str | None = None
+        self._young: str | None = None
         self._rotation = FIRST_ID
         self._dead_rotation = FIRST_ID
         self._dlq_start = dict.fromkeys(PRIORITIES, 0)
@@ -74,6 +78,7 @@ class Reconciler:
         run_id = await self._index.run_id()
         censuses = [await self._census(epoch, run_id) for epoch in await self._store.epochs()]
         next_recent = await self._store.recent_id(_OVERLAP_MS)
+        self._young = None
         if everything or any(c.lost for c in censuses):
             self._log.warning("comparing all rows", lost=[c.queue for c in censuses if c.lost])
             self._repaired("rebuilt", 1)
@@ -114,6 +119,7 @@ class Reconciler:
 
     async def _some(self) -> None:
         """The recent rows, and a page each of the older ones, the dead letters and the dead-letter sets."""
+        self._young = await self._store.recent_id(_GRACE_MS)
         recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
         while recent is not None:
             recent = await self._open_rows(recent)
@@ -139,12 +145,13 @@ class Reconciler:
         push: list[tuple[str, Priority, int]] = []
         adopt: list[tuple[str, Priority, str, int]] = []
         nudge: list[tuple[str, Priority]] = []
-        for row, token in zip(rows, known, strict=True):
-            if token is None and row.status == "running":
+        for row in await self._missing([r for r, token in zip(rows, known, strict=True) if token is None]):
+            if row.status == "running":
                 adopt.append((row.id, row.priority, row.token, max(row.lease_ms, 0)))
-            elif token is None:
+            else:
                 push.append((row.id, row.priority, max(row.due_in_ms, 0)))
-            elif self._overdue(row, token, older=older):
+        for row, token in zip(rows, known, strict=True):
+            if token is not None and self._overdue(row, token, older=older):
                 nudge.append((row.id, row.priority))
         if push:
             self._repaired("pushed", await shard.push(push))
@@ -152,6 +159,16 @@ class Reconciler:
             self._repaired("adopted", await shard.adopt(adopt))
         if nudge:
             self._repaired("nudged", await shard.nudge(nudge))
+
+    async def _missing(self, rows: Sequence[OpenRow]) -> Sequence[OpenRow]:
+        """Rows that Redis lacks, without those that only seemed so because they moved on between two looks.
+
+        Adding one of these would do no harm: the claim or the reaper would find it stale. A sweep therefore
+        spares itself the second look.
+        """
+        if not rows or self._young is None:
+            return rows
+        return await self._store.unchanged([row for row in rows if row.id < self._young])
 
     def _overdue(self, row: OpenRow, token: str, *, older: bool) -> bool:
         """Redis knows the id and still nothing has happened to it for two intervals."""

@@ -43,12 +43,12 @@ class Shard:
 
     def __init__(self, link: Link, names: tuple[str, ...]) -> None:
         self._link = link
-        self._names = names
+        self.names = names
         self._keys = (len(names), *(name.encode() for name in names))
 
     def key(self, kind: str, priority: Priority | None = None) -> str:
         """The name of one of the keys."""
-        return self._names[keys.position(kind, priority)]
+        return self.names[keys.position(kind, priority)]
 
     async def push(self, entries: Sequence[tuple[str, Priority, int]]) -> int:
         """Make (id, priority, delay_ms) known and ready, or due after its delay."""

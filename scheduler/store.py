@@ -413,6 +413,13 @@ class Store:
             for row in await self._run("open_page", after=after, page=page)
         ]
 
+    async def unchanged(self, rows: Sequence[OpenRow]) -> list[OpenRow]:
+        """Those of `rows` whose status and lease are still what they were."""
+        if not rows:
+            return []
+        now = {row[0]: (row[1], row[6]) for row in await self._run("look", ids=words(r.id for r in rows))}
+        return [row for row in rows if now.get(row.id) == (row.status, row.token)]
+
     async def dead_page(self, after: str, page: int) -> list[tuple[str, str, Priority, int]]:
         """Dead letters with ids above `after`, by id: (id, queue, priority, milliseconds since death)."""
         rows = await self._run("dead_page", after=after, page=page)

@@ -29,6 +29,9 @@ _LONG_DIGITS: Final = re.compile(r"[0-9]{19}")
 """No integer outside 64 bits has fewer digits."""
 
 
+Headers = Iterable[tuple[bytes, bytes]]
+
+
 class Unfit(ValueError):
     """A payload that cannot be stored as it is."""
 
@@ -46,9 +49,7 @@ async def read(request: Request, limit: int) -> bytearray:
     """
     headers = request.scope["headers"]
     _check_media(headers)
-    declared = _only(headers, b"content-length")
-    if declared is not None and (len(declared) > 18 or int(declared) > limit):
-        raise too_large("The body", limit)
+    _check_length(headers, limit)
     body = bytearray()
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
@@ -65,7 +66,18 @@ async def read(request: Request, limit: int) -> bytearray:
         raise too_slow(READ_TIMEOUT_S) from None
 
 
-def _check_media(headers: Iterable[tuple[bytes, bytes]]) -> None:
+def _check_length(headers: Headers, limit: int) -> None:
+    """Refuse a body that is too large by its own account before any of it is read."""
+    declared = _only(headers, b"content-length")
+    if declared is None:
+        return
+    if not declared.isdigit():
+        raise Problem(MALFORMED, "The header Content-Length is no number.")
+    if len(declared) > 18 or int(declared) > limit:
+        raise too_large("The body", limit)
+
+
+def _check_media(headers: Headers) -> None:
     media, coding = _only(headers, b"content-type"), _only(headers, b"content-encoding")
     if media != b"application/json":
         name, _, parameter = (media or b"").lower().partition(b";")
@@ -79,7 +91,7 @@ def _check_media(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise Problem(UNSUPPORTED, "Send the body without a Content-Encoding.")
 
 
-def _only(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+def _only(headers: Headers, name: bytes) -> bytes | None:
     values = [value for key, value in headers if key == name]
     if len(values) > 1:
         raise Problem(MALFORMED, f"The header {name.decode()} is sent more than once.")
