@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from math import ceil
 from typing import Final
 
 from bench.http import Connection, NoAnswer, Origin, Response
@@ -66,6 +67,11 @@ class Delivery:
     def now(self) -> float:
         """Seconds since the load began."""
         return time.monotonic() - self.result.began
+
+    async def sleep_until(self, instant: float) -> None:
+        """Return at `instant` (seconds since the load began) or up to about 1 ms later, never before."""
+        while (ahead := instant - self.now()) > 0:  # noqa: ASYNC110 - time is waited for, not a state
+            await asyncio.sleep(ceil(ahead * 1000) / 1000)  # timers count in ms, and may be early by one
 
     @asynccontextmanager
     async def under_way(self, progress: Progress | None) -> AsyncIterator[None]:

@@ -96,7 +96,8 @@ async def open_loop(
     """Send each body once at its intended time: every 1/`rate` seconds, or at `times` after the start.
 
     At most `connections` requests are under way. A body that finds none free waits, is counted as late, and
-    is skipped and counted when it is overdue by `skip_after_s`. Timers have a resolution of about 1 ms.
+    is skipped and counted when it is overdue by `skip_after_s`. Nothing is sent early; timers count in
+    milliseconds, so up to about 1 ms late.
 
     Raises:
         ValueError: neither or both of `rate` and `times` are given, or they do not fit the bodies.
@@ -116,8 +117,7 @@ async def open_loop(
 
     async with load.under_way(progress), asyncio.TaskGroup() as group:
         for index, intended in enumerate(timetable):
-            if (ahead := intended - load.now()) > 0:
-                await asyncio.sleep(ahead)
+            await load.sleep_until(intended)
             await free.acquire()
             overdue = load.now() - intended
             load.result.late += overdue > LATE_S
@@ -146,21 +146,21 @@ def run(load: Coroutine[Any, Any, T]) -> T:
     """
     loop = uvloop.new_event_loop()
     task = loop.create_task(load)
+    ended = threading.Event()
 
     def drive() -> None:
         with contextlib.suppress(BaseException):  # task.result() below raises it, in the caller's thread
             loop.run_until_complete(task)
+        loop.close()
+        ended.set()
 
-    thread = threading.Thread(target=drive, name="load")
-    thread.start()
+    threading.Thread(target=drive, name="load").start()
     try:
-        thread.join()
+        ended.wait()  # not join: an interrupted join takes the thread for ended
     except KeyboardInterrupt:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        ended.wait()
         raise
-    finally:
-        loop.close()
     return task.result()
 
 

@@ -10,11 +10,11 @@ import csv
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LATE_S = 0.01
 """A request sent more than this after its intended time counts as late, in seconds."""
@@ -122,21 +122,21 @@ def read_ledger(path: Path) -> Iterator[Receipt]:
     Raises:
         ValueError: a line is not a receipt; its number is in the text.
     """
+    in_csv = path.suffix == ".csv"
     with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
-        number = 1 if path.suffix == ".csv" else 0
-        try:
-            for row in rows:
-                number += 1
-                yield _receipt(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a receipt ({error!r})") from None
+        rows: Iterable[Any] = csv.DictReader(file) if in_csv else file
+        for number, row in enumerate(rows, 2 if in_csv else 1):
+            try:
+                receipt = _receipt(row if in_csv else json.loads(row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a receipt ({error!r})") from None
+            yield receipt
 
 
-def _receipt(row: dict[str, object]) -> Receipt:
-    intended, sent, answered = (float(str(row[name])) for name in ("intended", "sent", "answered"))
+def _receipt(row: Mapping[str, Any]) -> Receipt:
+    intended, sent, answered = (float(row[name]) for name in ("intended", "sent", "answered"))
     replay = row["replay"] in {True, "True"}
-    return Receipt(str(row["id"]), int(str(row["place"])), intended, sent, answered, replay)
+    return Receipt(str(row["id"]), int(row["place"]), intended, sent, answered, replay)
 
 
 def _rounded(receipt: Receipt) -> Receipt:

@@ -62,6 +62,7 @@ def scenario(
             master_bind_host="127.0.0.1",
             num_users=users,
             spawn_rate=100 if users else None,  # a shape has its own
+            stop_timeout="5" if endless else "0",  # a user who has to go waits for the answer under way
         )
         group = parser.add_argument_group("Scheduler", "The scenario's own options")
         group.add_argument("-n", "--total", type=int, default=total, help="Tasks to send, exactly")

@@ -1,8 +1,9 @@
 """Slots: the places of a worker in which handlers run, and the watch that ends runs whose time is up.
 
 The local buffer is bounded by time: beyond the free slots a worker takes only what it can run within
-LEASE_AHEAD_MS, by a moving average of recent run times. So noops come in large batches, and a task of one
-second is never hoarded while another worker idles.
+LEASE_AHEAD_MS, by a moving average of run times that counts the runs in progress, too. So noops come in large
+batches, and a task of one second is not hoarded while another worker idles. When slow tasks fill all slots
+before the average knows, what waits behind them is given back.
 """
 
 from __future__ import annotations
@@ -22,17 +23,24 @@ from scheduler.run import Running, run
 
 _WATCH_S: Final = 0.05
 _YIELD_S: Final = 0.005
-_WEIGHT: Final = 0.05
+_WEIGHT: Final = 0.02
+_STUCK_S: Final = 0.5
+"""When no run has ended for so long, what waits in the buffer may be better off in another worker."""
+
 _SLOWEST_GUESS_S: Final = 0.001
 """What a run is taken to last before any was seen: a batch to learn from, and no hoard of slow ones."""
 
 Ended = Callable[[Lease, Result, Handler | None], None]
+GiveBack = Callable[[Sequence[Lease]], None]
 
 
 class Slots:
-    """Runs leases in WORKER_POOL slots and reports each result through `ended`."""
+    """Runs leases in WORKER_POOL slots, reports each result to `ended`, gives back what it cannot start."""
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, ended: Ended) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, metrics: Metrics, ended: Ended, give_back: GiveBack
+    ) -> None:
+        self._give_back = give_back
         self.size = settings.worker_pool
         self._registry = registry
         self._metrics = metrics
@@ -46,6 +54,7 @@ class Slots:
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="slot")
         self._mean_s = _SLOWEST_GUESS_S
         self._yielded = 0.0
+        self._last_end = clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self.room_made = asyncio.Event()
         """Set when a run has ended or the buffer has shrunk."""
@@ -69,18 +78,18 @@ class Slots:
     def room(self) -> int:
         """How many more tasks are worth leasing now."""
         free = self.size - len(self._running)
-        ahead = int(self.size * self._ahead_s / self._mean_s)
-        wanted = free + ahead - len(self._buffer)
-        # Refilling one by one would cost a round trip each: wait until a good part of the buffer is used up.
-        if wanted < min(free + ahead, self._most) / 2 and not (free and not self._buffer):
+        # A run in progress counts as if it ended now: the average must not wait until slow ones have ended.
+        now = clock.monotonic()
+        expected_s = self._mean_s + _WEIGHT * sum(now - r.started for r in self._running.values())
+        target = free + min(int(self.size * self._ahead_s / expected_s), self._most)
+        wanted = target - len(self._buffer)
+        # A round trip for a few tasks is dear: wait until a good part of the buffer is used up, or all is.
+        if wanted < target / 2 and not (free and not self._buffer):
             return 0
-        return min(wanted, self._most)
+        return max(0, min(wanted, self._most))
 
     def put(self, leases: Sequence[Lease]) -> None:
         """Line up leases, to be run in this order."""
-        for lease in leases:
-            handler = self._registry.get(lease.type)
-            lease.renews = handler is None or handler.heartbeat
         self._buffer.extend(leases)
         for _ in range(min(len(self._idle), len(leases))):
             waiter = self._idle.popleft()
@@ -134,6 +143,7 @@ class Slots:
             why = f"no handler for the type {lease.type!r} in this worker"
             self._ended(lease, Result("unknown_type", why), None)
             return
+        lease.renews = handler.heartbeat
         started = clock.monotonic()
         self._metrics.start_seconds.labels(lease.priority).observe(
             max(0.0, lease.waited_s + started - lease.claimed)
@@ -147,13 +157,19 @@ class Slots:
         finally:
             del self._running[number]
         self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
+        self._last_end = clock.monotonic()
         self._ended(lease, result, handler)
 
     async def _watch(self) -> None:
-        """End runs past their deadline or their lease. A handler that swallows it is told again."""
+        """End runs past their deadline or their lease; a handler that swallows it is told again.
+
+        Give back the buffer if every slot is taken and none has come free for a while.
+        """
         while True:
             await asyncio.sleep(_WATCH_S)
             now = clock.monotonic()
+            if self._buffer and len(self._running) == self.size and now - self._last_end > _STUCK_S:
+                self._give_back(self.take_back())
             for running in list(self._running.values()):
                 if running.lease.expires <= now:
                     running.lease.lost = True

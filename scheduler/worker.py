@@ -76,7 +76,7 @@ class Worker:
         metrics.know_types(registry.types())
 
         self._lessor = Lessor(store, index, settings, metrics, worker=me.id, held=held)
-        self._slots = Slots(registry, settings, metrics, self._ended)
+        self._slots = Slots(registry, settings, metrics, self._ended, self._release)
         self._settler = Settler(store, index, settings, metrics, worker=me.id, held=held)
         self._heartbeat = Heartbeat(
             settings, metrics, me, held, pulse=self._pulse, lost=self._lose, watch=self._end_if_stuck
@@ -164,6 +164,12 @@ class Worker:
             return
         self._settler.add(decide(lease, result, handler, self._settings))
 
+    def _release(self, leases: Sequence[Lease]) -> None:
+        """Give back what was claimed and not finished, no budget spent, in its old order."""
+        for lease in reversed(leases):  # each goes to the head of its list, so the last one goes first
+            result = Result("interrupted", "given back before it was finished")
+            self._settler.add(decide(lease, result, None, self._settings))
+
     # Called from the heartbeat's thread
 
     def _pulse(self) -> Pulse:
@@ -209,13 +215,13 @@ class Worker:
     # Stopping
 
     async def _finish(self) -> None:
-        await self._give_back(self._slots.take_back())
+        self._release(self._slots.take_back())
         await self._until_idle(self._settings.shutdown_grace_ms / 1000)
         if self._slots.busy:
             self._slots.interrupt()
             # Async handlers end when cancelled; one that does not, or sits in a thread, is given back.
             await self._until_idle(1.0)
-            await self._give_back([r.lease for r in self._slots.runs() if not r.lease.ended])
+            self._release([r.lease for r in self._slots.runs() if not r.lease.ended])
         await self._settler.stop()
         self._slots.close()
         await asyncio.gather(*(loop.stop() for loop in self._loops))
@@ -228,8 +234,3 @@ class Worker:
             self._slots.room_made.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._slots.room_made.wait(), left)
-
-    async def _give_back(self, leases: Sequence[Lease]) -> None:
-        for lease in reversed(leases):  # each goes to the head of its list, so the last one goes first
-            result = Result("interrupted", "the worker stopped")
-            self._settler.add(decide(lease, result, None, self._settings))

@@ -18,6 +18,7 @@ import pytest
 import redis.asyncio
 from fix_servers import SYSTEM, WHEEL, Servers
 from reference import Contents, Reference
+
 from scheduler import config
 from scheduler.fairness import State
 from scheduler.model import PRIORITIES, Priority
@@ -52,7 +53,7 @@ def contents(
     live: Mapping[str, str] | None = None,
     **rest: Any,
 ) -> Contents:
-    """A whole state from its parts; `leases` gives token and deadline, `live` is made to agree if not given."""
+    """A whole state from its parts; `leases` gives token and deadline, and `live` follows unless given."""
     held = Contents(**rest)
     for priority in PRIORITIES:
         held.q[priority] = list((q or {}).get(priority, ()))
@@ -261,7 +262,9 @@ async def inspector(request: pytest.FixtureRequest, servers: Servers) -> AsyncIt
 
 
 @pytest.fixture(params=[WHEEL, SYSTEM])
-async def server_inspector(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[ServerInspector]:
+async def server_inspector(
+    request: pytest.FixtureRequest, servers: Servers
+) -> AsyncIterator[ServerInspector]:
     """Valkey and Redis in turn: for what only a server can do."""
     async for each in inspect(servers, request.param):
         assert isinstance(each, ServerInspector)

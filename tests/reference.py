@@ -26,7 +26,7 @@ class Contents:
     dlq: dict[Priority, dict[str, int]] = field(default_factory=lambda: {p: {} for p in PRIORITIES})
     leases: dict[str, int] = field(default_factory=dict)
     live: dict[str, str] = field(default_factory=dict)
-    credit: State = State()
+    credit: State = field(default_factory=State)
     wake: int = 0
     paused: set[str] = field(default_factory=set)
     epoch: str | None = None

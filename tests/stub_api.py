@@ -37,11 +37,16 @@ class StubApi:
         self._settle_s = settle_s
         self._overloaded = self._breaking = 0
         self._retry_after = ""
+        self._another = self._forgetful = False
         self._stall_at = -1
         self._stall_s = 0.0
         self._stalled_until = 0.0
 
     # What a test may ask for.
+
+    def pose_as_another_server(self) -> None:
+        """Answer every POST with 404."""
+        self._another = True
 
     def overload(self, times: int, retry_after: str = "0") -> None:
         """Answer the next `times` POSTs with 503."""
@@ -50,6 +55,10 @@ class StubApi:
     def break_connections(self, times: int) -> None:
         """Accept the next `times` POSTs, but close their connections instead of answering."""
         self._breaking = times
+
+    def forget_keys(self) -> None:
+        """Make a new task of every request, as an API without idempotency would."""
+        self._forgetful = True
 
     def stall(self, at: int, seconds: float) -> None:
         """From the POST number `at` on, answer nothing for `seconds`."""
@@ -71,7 +80,7 @@ class StubApi:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
+        self._server.should_exit = self._server.force_exit = True  # a stall is not waited for
         self._thread.join()
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
@@ -89,15 +98,15 @@ class StubApi:
             self._stalled_until = clock.monotonic() + self._stall_s
         if (left := self._stalled_until - clock.monotonic()) > 0:
             await asyncio.sleep(left)
-        if self._overloaded > 0:
+        if self._another:
+            await _answer(send, 404, {"title": "Not found"})
+        elif self._overloaded > 0:
             self._overloaded -= 1
             await _answer(send, 503, {"title": "Overloaded"}, ("retry-after", self._retry_after))
         elif scope["path"] == "/v1/tasks/bulk":
             await _answer(send, 200, {"items": [self._item(task) for task in body["tasks"]]})
-        elif scope["path"] == "/v1/tasks":
-            await self._one(body, send)
         else:
-            await _answer(send, 404, {"title": "Not found"})
+            await self._one(body, send)
 
     async def _one(self, body: dict[str, Any], send: Send) -> None:
         item = self._item(body)
@@ -130,7 +139,7 @@ class StubApi:
             "finished_at": None,
         }
         self.tasks[task["id"]] = task
-        if key is not None:
+        if key is not None and not self._forgetful:
             self.keys[key] = task["id"]
         return {"result": "created", "task": task}
 

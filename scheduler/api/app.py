@@ -101,7 +101,6 @@ def create_app(backend: Backend) -> Api:
         docs_url=None,  # that page would load scripts from a public server
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
         exception_handlers={HTTPException: _router_refused, RequestValidationError: _pass_on},
     )
     app.add(submissions.router, hot=True)

@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from fastapi import APIRouter
-
 from scheduler.api.backend import Needs
-from scheduler.api.openapi import answers
+from scheduler.api.openapi import answers, new_router
 from scheduler.api.problems import NOT_READY, Problem
 from scheduler.api.views import HealthView, ReadyView
 from scheduler.errors import SchedulerError
@@ -17,7 +15,7 @@ from scheduler.errors import SchedulerError
 PATIENCE_S: Final = 2.0
 """Longest wait for a store's sign of life."""
 
-router = APIRouter(tags=["health"])
+router = new_router("health")
 
 
 @router.get("/healthz", responses=answers())

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
-
 from scheduler.api.backend import Needs
-from scheduler.api.openapi import answers
+from scheduler.api.openapi import answers, new_router
 from scheduler.api.problems import UNAVAILABLE
 from scheduler.api.views import QueuePage, queue_view
 
-router = APIRouter(tags=["queues"])
+router = new_router("queues")
 
 
 @router.get("/v1/queues", responses=answers(UNAVAILABLE))

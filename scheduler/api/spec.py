@@ -38,6 +38,9 @@ _LATEST: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """A day short of what a datetime can hold, so that it can be shown in any zone."""
 
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+
+
 def _instant(value: Any) -> Any:
     if value is None:
         return None
@@ -84,7 +87,7 @@ class TaskSpec(BaseModel):
     priority: Priority = Field("default", description="Which share of the workers it gets.")
     payload: Payload = Field(
         {},
-        description="What the handler is given. Numbers are kept as decimals: 1e3 comes back as 1000.",
+        description="What the handler is given. Numbers are kept as decimals: 1e20 comes back as its digits.",
     )
     queue: Name = Field(DEFAULT_QUEUE, description="The group of workers that it is for.")
     max_retries: int | None = Field(
@@ -164,7 +167,7 @@ def _fingerprint(spec: TaskSpec, backoff: str | None, max_retries: int) -> str:
 
     1 and 1.0 differ; 100.0 and 1e2 do not; nor does an instant in another zone.
     """
-    canonical = json.dumps(
+    canonical = _CANONICAL.encode(
         [
             spec.type,
             spec.priority,
@@ -175,8 +178,6 @@ def _fingerprint(spec: TaskSpec, backoff: str | None, max_retries: int) -> str:
             spec.run_at and spec.run_at.isoformat(),
             spec.delay_ms or None,
             backoff,
-        ],
-        sort_keys=True,
-        separators=(",", ":"),
+        ]
     )
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from scheduler.api import body, problems, views
 from scheduler.api.backend import Backend, of_request
-from scheduler.api.openapi import MAX_BULK, TASK_POST, TASKS_POST
+from scheduler.api.openapi import MAX_BULK, TASK_POST, TASKS_POST, new_router
 from scheduler.api.problems import KEY_CONFLICT, MALFORMED, FieldError, Problem, invalid, too_large
 from scheduler.api.spec import Refused, new_task
 from scheduler.model import NewTask
@@ -22,7 +21,7 @@ from scheduler.model import NewTask
 _KEY: Final = "idempotency_key"
 
 
-router = APIRouter(tags=["tasks"])
+router = new_router("tasks")
 
 
 @router.post("/v1/tasks", **TASK_POST)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from scheduler.api.backend import Needs
-from scheduler.api.openapi import answers
+from scheduler.api.openapi import answers, new_router
 from scheduler.api.problems import FINISHED, INVALID, NO_TASK, UNAVAILABLE, Problem, no_task
 from scheduler.api.spec import Name, TypeName
 from scheduler.api.views import EXAMPLE_ID, RunPage, RunView, TaskPage, TaskView, page_json, task_json
@@ -21,7 +21,7 @@ from scheduler.model import Priority
 UUID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 Cursor = Annotated[str, StringConstraints(pattern=f"^{UUID}$")]
 
-router = APIRouter(tags=["tasks"])
+router = new_router("tasks")
 
 
 def _task_id(task_id: Annotated[str, Path(description="The task's id.", examples=[EXAMPLE_ID])]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from stub_api import StubApi
 
-from bench import load, load_cli
+from bench import load_cli
 from bench.delivery import RETRY_AFTER_CAP_S, _retry_after
 from bench.http import Connection, NoAnswer, Origin, Response
 from bench.load import bulk, closed, open_loop, run
@@ -285,7 +284,7 @@ def test_the_seeds_demo_command_is_taken_verbatim():
 
 
 def test_the_short_demo_command_loads_what_it_says(api, capsys):
-    args = _parse(*"-n 200 -w 8 -pct-flaky 15 -pct-fail 5 -host".split(), api.url)
+    args = _parse("-n", "200", "-w", "8", "-pct-flaky", "15", "-pct-fail", "5", "-host", api.url)
     assert load_cli.main(args) == 0
     assert api.types == {"noop": 160, "flaky": 30, "always_fail": 10}
     lines = capsys.readouterr().out.splitlines()
@@ -338,8 +337,8 @@ def test_an_absent_api_is_one_line_and_exit_code_2(capsys):
     assert error.count("\n") == 1
 
 
-def test_another_server_is_one_line_and_exit_code_2(capsys, monkeypatch, api):
-    monkeypatch.setattr(load.Delivery.__init__, "__kwdefaults__", {"patience_s": None, "path": "/elsewhere"})
+def test_another_server_is_one_line_and_exit_code_2(capsys, api):
+    api.pose_as_another_server()
     assert load_cli.main(_parse("-n", "10", "-host", api.url)) == 2
     assert "answers 404; is this Scheduler's API?" in capsys.readouterr().err
 

@@ -1,0 +1,89 @@
+"""A burst: send a deck, wait until every task of it has ended, and say how far it is meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench import load, scrape
+from bench.receipts import LoadResult
+from bench.system import System
+from bench.workload import Deck
+
+_LOOK_S: Final = 0.2
+_STALLED_S: Final = 60.0
+
+Tell = Callable[[str, int, int], None]
+"""Told (what is being counted, how many so far, of how many)."""
+
+
+class Stalled(RuntimeError):
+    """Nothing has ended for a long time, though tasks are open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What a burst brought back: the client's receipts, with the ids that were accepted."""
+
+    dealt: Deck
+    result: LoadResult
+
+    @property
+    def ids(self) -> list[str]:
+        """The accepted ids, as the client was given them."""
+        return [receipt.id for receipt in self.result.receipts]
+
+    @property
+    def places(self) -> list[int]:
+        """The places in the deck of what was accepted."""
+        return [receipt.place for receipt in self.result.receipts]
+
+
+def send(system: System, dealt: Deck, tell: Tell, *, size: int = load.BULK_MAX) -> Burst:
+    """Send the deck as bulk requests; returns when all of it is accepted."""
+    result = load.run(
+        load.bulk(
+            dealt, host=system.host, size=size, progress=lambda r: tell("accepted", r.accepted, r.asked)
+        )
+    )
+    tell("accepted", result.accepted, result.asked)
+    if result.accepted < result.asked:
+        raise Stalled(f"only {result.accepted} of {result.asked} tasks were accepted: {result.gave_up}")
+    return Burst(dealt, result)
+
+
+def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> None:
+    """Wait until nothing is open any more; `before` is the fleet's page at the beginning of the burst.
+
+    Progress comes from the fleet's counters, the end from Postgres.
+
+    Raises:
+        Stalled: nothing has ended for a minute.
+    """
+    last, moved = -1, time.monotonic()
+    while open_tasks(system):
+        ended = round(ended_by(metrics(system)) - ended_by(before))
+        if ended != last:
+            last, moved = ended, time.monotonic()
+            tell("ended", min(max(ended, 0), n), n)
+        elif time.monotonic() - moved > _STALLED_S:
+            raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {open_tasks(system)} tasks are open")
+        time.sleep(_LOOK_S)
+    tell("ended", n, n)
+
+
+def metrics(system: System) -> scrape.Page:
+    """The fleet's metrics now."""
+    return scrape.page(member.metrics for member in system.fleet)
+
+
+def ended_by(page: scrape.Page) -> float:
+    """Tasks that have ended, by the fleet's own counters."""
+    return page.total("tasks_succeeded_total") + page.total("tasks_dead_total")
+
+
+def open_tasks(system: System) -> int:
+    """Tasks that have not ended, by Postgres' index of them."""
+    return int(str(system.query("SELECT count(*) FROM tasks WHERE finished_at IS NULL")[0][0]))
