@@ -26,37 +26,51 @@ _CHECKS: Final[dict[str, tuple[str, str]]] = {
     ),
     "not ended": (
         "accepted, and not in a terminal status",
-        "SELECT s.id FROM sent AS s JOIN tasks AS t USING (id)"
-        " WHERE t.status NOT IN ('succeeded', 'dead', 'cancelled')",
+        (
+            "SELECT s.id FROM sent AS s JOIN tasks AS t USING (id)"
+            " WHERE t.status NOT IN ('succeeded', 'dead', 'cancelled')"
+        ),
     ),
     "succeeded twice": (
         "more than one accepted success",
-        "SELECT r.task_id FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id"
-        " WHERE r.outcome = 'succeeded' GROUP BY 1 HAVING count(*) > 1",
+        (
+            "SELECT r.task_id FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id"
+            " WHERE r.outcome = 'succeeded' GROUP BY 1 HAVING count(*) > 1"
+        ),
     ),
     "status and history disagree": (
         "succeeded without a success, or a success without succeeded",
-        "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id) LEFT JOIN task_runs AS r"
-        " ON r.task_id = t.id AND r.outcome = 'succeeded'"
-        " WHERE (t.status = 'succeeded') <> (r.task_id IS NOT NULL)",
+        (
+            "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id) LEFT JOIN task_runs AS r"
+            " ON r.task_id = t.id AND r.outcome = 'succeeded'"
+            " WHERE (t.status = 'succeeded') <> (r.task_id IS NOT NULL)"
+        ),
     ),
     "attempts without trace": (
         "attempts that the history does not show one by one, from 1",
-        "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id) LEFT JOIN task_runs AS r ON r.task_id = t.id"
-        " GROUP BY t.id, t.attempts, t.status"
-        " HAVING count(r.attempt) <> t.attempts - (t.status = 'running')::int"
-        " OR coalesce(max(r.attempt), 0) <> count(r.attempt)",
+        (
+            "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id)"
+            " LEFT JOIN task_runs AS r ON r.task_id = t.id"
+            " GROUP BY t.id, t.attempts, t.status"
+            " HAVING count(r.attempt) <> t.attempts - (t.status = 'running')::int"
+            " OR coalesce(max(r.attempt), 0) <> count(r.attempt)"
+        ),
     ),
     "started after the end": (
         "a run that was claimed after its task had ended",
-        "SELECT DISTINCT t.id FROM sent AS s JOIN tasks AS t USING (id) JOIN task_runs AS r ON r.task_id = t.id"
-        " WHERE r.claimed_at > t.finished_at",
+        (
+            "SELECT DISTINCT t.id FROM sent AS s JOIN tasks AS t USING (id)"
+            " JOIN task_runs AS r ON r.task_id = t.id"
+            " WHERE r.claimed_at > t.finished_at"
+        ),
     ),
     "attempts out of order": (
         "an attempt that was claimed before an earlier one",
-        "SELECT DISTINCT task_id FROM (SELECT r.task_id, r.claimed_at, lag(r.claimed_at)"
-        " OVER (PARTITION BY r.task_id ORDER BY r.attempt) AS before"
-        " FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id) AS x WHERE claimed_at < before",
+        (
+            "SELECT DISTINCT task_id FROM (SELECT r.task_id, r.claimed_at, lag(r.claimed_at)"
+            " OVER (PARTITION BY r.task_id ORDER BY r.attempt) AS before"
+            " FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id) AS x WHERE claimed_at < before"
+        ),
     ),
     "budget exceeded": (
         "more failures than max_retries + 1",
@@ -116,6 +130,10 @@ def audit(
     """Judge the tasks in `accepted`, the ids that the client was given.
 
     Args:
+        postgres_url: Where the tables are.
+        redis_url: Where the index is.
+        accepted: Task ids, each given by a 2xx.
+        prefix: REDIS_PREFIX of the system.
         exactly: What must have become of them to the unit, if nothing went wrong on the way.
     """
     checks = []

@@ -1,4 +1,4 @@
-"""The demo: two bursts on a system of its own, the snapshot table, and an audit that decides the exit code."""
+"""The demo: two bursts on a system of its own, the snapshot table, and an audit that decides how it ends."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def main(args: argparse.Namespace) -> int:
     print()
     print(meanings())
     print("\nThe first row is noops; the second 80 % noop, 10 % flaky, 5 % always_fail, 5 % sleepers")
-    print(
-        f"that outlive a lease of {LEASE_MS / 1000:g} s. The audit starts from the client's list of accepted ids:\n"
-    )
+    print(f"that outlive a lease of {LEASE_MS / 1000:g} s.")
+    print("The audit starts from the client's own list of accepted ids:\n")
     print("\n".join(lines))
     print(f"\nEverything is stopped; {time.monotonic() - started:.0f} s in all.")
     return 0 if passed else 1

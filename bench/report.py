@@ -28,7 +28,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "Drain Time": "from the first task's commit to the last task's end.",
     "Throughput": "tasks that ended / drain time.",
     "p95 Run": "95 % of handler calls that came to an end took no longer.",
-    "p95 Wait": "95 % of first attempts started no later after their task was due.",
+    "p95 Wait": "95 % of first attempts started no later than this after their task was committed.",
     "Fail %": "tasks that ended as dead letters / tasks that ended.",
     "Retries": "failed runs after which the task was tried again.",
     "Reaped": "runs whose lease ran out.",
@@ -37,10 +37,10 @@ MEANINGS: Final[Mapping[str, str]] = {
 # All instants are Postgres' own; a run's start and end were sent as durations since the claim.
 _SNAPSHOT: Final = """
 WITH t AS (
-    SELECT id, status, created_at, due_at, finished_at, max_retries, failures
-    FROM tasks WHERE id = ANY (%(ids)s)
+    SELECT id, status, created_at, finished_at, max_retries, failures
+    FROM tasks WHERE id = ANY (%(ids)s::uuid[])
 ), r AS (
-    SELECT r.*, greatest(t.created_at, CASE WHEN r.attempt = 1 THEN t.created_at END) AS enqueued_at
+    SELECT r.*, t.created_at
     FROM task_runs AS r JOIN t ON t.id = r.task_id
 )
 SELECT
@@ -50,8 +50,9 @@ SELECT
     (SELECT coalesce(sum(extract(epoch FROM finished_at - claimed_at)), 0)::float8 FROM r),
     (SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM finished_at - started_at))
         FROM r WHERE started_at IS NOT NULL)::float8,
-    (SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM coalesce(started_at, claimed_at) - enqueued_at))
-        FROM r WHERE attempt = 1)::float8,
+    (SELECT percentile_cont(0.95) WITHIN GROUP (
+        ORDER BY extract(epoch FROM coalesce(started_at, claimed_at) - created_at)
+    ) FROM r WHERE attempt = 1)::float8,
     (SELECT count(*) FROM t WHERE status = 'dead'),
     (SELECT count(*) FROM r WHERE outcome IN ('failed', 'timed_out'))
         - (SELECT count(*) FROM t WHERE status = 'dead' AND failures > max_retries),

@@ -55,7 +55,7 @@ def quantile(buckets: list[tuple[float, float]], q: float) -> float:
 
 
 def page(urls: Iterable[str]) -> Page:
-    """Scrape endpoints one after the other. One that does not answer is left out: a worker may just have died."""
+    """Scrape endpoints one after the other. One that does not answer is left out: it may just have died."""
     samples: dict[tuple[str, Labels], float] = {}
     for url in urls:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
 import os
 import signal
@@ -85,16 +84,16 @@ def worker(settings: Settings, args: Args) -> int:
 
         command = ["worker", *(["--app", args.app] if args.app else [])]
         return Fleet(settings, args.processes, command, os.environ).run()
-    if args.app:
-        load_app(args.app)
-    return run_async(_worker(settings))
+    return run_async(_worker(settings, args.app))
 
 
-async def _worker(settings: Settings) -> int:
-    from scheduler.handlers import REGISTRY
+async def _worker(settings: Settings, app: str | None) -> int:
+    from scheduler.handlers import REGISTRY, load_app
     from scheduler.metrics import Metrics
     from scheduler.worker import Worker
 
+    if app:
+        load_app(app)
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         exporter, _ = metrics.serve(settings.metrics_addr)
@@ -104,7 +103,7 @@ async def _worker(settings: Settings) -> int:
         stack.push_async_callback(store.close)
         index = Index.open(settings, name="scheduler-worker")
         stack.push_async_callback(index.close)
-        me = Worker(settings, REGISTRY, store, index, metrics)
+        me = Worker(settings, REGISTRY, store, index, metrics, app=app)
         signals = 0
 
         def on_signal() -> None:
@@ -123,21 +122,6 @@ async def _worker(settings: Settings) -> int:
         announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())
         await me.run()
     return 0
-
-
-def load_app(name: str) -> None:
-    """Import the module whose `@handler` functions the worker serves.
-
-    Raises:
-        StartError: it does not import.
-    """
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - whatever the module raises, the user wants to know which and what
-        raise StartError(
-            f"--app {name} cannot be imported from {Path.cwd()}: {type(error).__name__}: {error}"
-        ) from None
 
 
 def up(args: Args, env: Mapping[str, str]) -> int:

@@ -14,18 +14,21 @@ return is to succeed, to raise is to fail.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from scheduler import clock, log
 from scheduler.backoff import Backoff
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, StartError
 
 TYPE_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}"
 
@@ -197,3 +200,18 @@ async def always_fail() -> None:
 async def sleeper(payload: dict[str, Any]) -> None:
     """Sleep `sleep_ms` (default 1,000) without renewing the lease: beyond it, the reaper's work."""
     await asyncio.sleep(int(payload.get("sleep_ms", 1000)) / 1000)
+
+
+def load_app(name: str) -> None:
+    """Import the module whose `@handler` functions the worker serves.
+
+    Raises:
+        StartError: it does not import.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - whatever the module raises, the user wants to know which and what
+        raise StartError(
+            f"--app {name} cannot be imported from {Path.cwd()}: {type(error).__name__}: {error}"
+        ) from None

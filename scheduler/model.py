@@ -170,7 +170,9 @@ class Refusal:
     """For `running`: the token of the lease that does hold the row."""
 
 
-Kind = Literal["succeeded", "failed", "rejected", "retry", "timed_out", "unknown_type", "interrupted", "lost"]
+Kind = Literal[
+    "succeeded", "failed", "rejected", "retry", "timed_out", "unknown_type", "died", "interrupted", "lost"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,8 @@ class Result:
     """What a run came to.
 
     Attributes:
-        kind: `lost` and `interrupted` are no outcomes: the first is not ours to settle any more, the second
-            is given back.
+        kind: `died`: the process that ran the task alone is gone. `lost` and `interrupted` are no outcomes:
+            the first is not ours to settle any more, the second is given back.
         error: What to tell people; made safe and short.
         after_ms: For `retry`: the wait that the handler asked for.
         wait_us: Microseconds from the claim to the start of the handler.

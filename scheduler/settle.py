@@ -43,6 +43,9 @@ def decide(lease: Lease, result: Result, handler: Handler | None, settings: Sett
         verdict = lifecycle.after_unknown_type(lease.refusals, settings.max_refusals)
         delay = settings.unknown_type_delay_ms if verdict.status == "queued" else 0
         return replace(base, status=verdict.status, reason=verdict.reason, delay_ms=delay, refused=True)
+    if result.kind == "died":
+        verdict = lifecycle.after_loss(lease.losses, settings.max_losses, in_company=False)
+        return replace(base, outcome="lost", status=verdict.status, reason=verdict.reason)
     if result.kind == "rejected":
         verdict = lifecycle.after_rejection()
         return replace(base, outcome="failed", status=verdict.status, reason=verdict.reason)
@@ -72,7 +75,7 @@ def move(s: Settlement) -> Move:
     elif s.status == "retrying" or s.delay_ms:
         where = "retry"
     elif s.status == "queued":
-        where = "head"
+        where = "tail" if s.outcome == "lost" else "head"
     return Move(s.lease.id, s.lease.token, where, s.lease.priority, s.delay_ms)
 
 
@@ -184,6 +187,8 @@ class Settler:
                 m.succeeded.labels(label, priority).inc(n)
             elif outcome in {"failed", "timed_out"}:
                 m.failed.labels(label, priority).inc(n)
+            elif outcome == "lost":
+                m.reaped.inc(n)
             else:
                 m.released.inc(n)
             if status == "retrying":

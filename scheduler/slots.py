@@ -20,6 +20,7 @@ from scheduler.handlers import Context, Handler, Registry
 from scheduler.metrics import Metrics
 from scheduler.model import Lease, Result
 from scheduler.run import Running, run
+from scheduler.solo import Solo
 
 _WATCH_S: Final = 0.05
 _YIELD_S: Final = 0.005
@@ -38,8 +39,17 @@ class Slots:
     """Runs leases in WORKER_POOL slots, reports each result to `ended`, gives back what it cannot start."""
 
     def __init__(
-        self, registry: Registry, settings: Settings, metrics: Metrics, ended: Ended, give_back: GiveBack
+        self,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics,
+        ended: Ended,
+        give_back: GiveBack,
+        solo: Solo,
     ) -> None:
+        self._solo = solo
+        self._suspects: asyncio.Queue[Lease] = asyncio.Queue()
+        self._alone: Lease | None = None
         self._give_back = give_back
         self.size = settings.worker_pool
         self._registry = registry
@@ -63,17 +73,19 @@ class Slots:
         """Open the slots."""
         self._tasks = [asyncio.create_task(self._slot(i), name=f"slot {i}") for i in range(self.size)]
         self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
+        self._tasks.append(asyncio.create_task(self._run_suspects(), name="suspects"))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the slots. Handlers in threads that still run are left to themselves."""
         for task in self._tasks:
             task.cancel()
+        await self._solo.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def busy(self) -> int:
-        """How many slots run a handler."""
-        return len(self._running)
+        """How many handlers run."""
+        return len(self._running) + (self._alone is not None)
 
     def room(self) -> int:
         """How many more tasks are worth leasing now."""
@@ -89,8 +101,12 @@ class Slots:
         return max(0, min(wanted, self._most))
 
     def put(self, leases: Sequence[Lease]) -> None:
-        """Line up leases, to be run in this order."""
-        self._buffer.extend(leases)
+        """Line up leases, to be run in this order; suspects wait for their turn to run alone."""
+        for lease in leases:
+            if lease.suspect:
+                self._suspects.put_nowait(lease)
+            else:
+                self._buffer.append(lease)
         for _ in range(min(len(self._idle), len(leases))):
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -100,6 +116,8 @@ class Slots:
         """Empty the buffer: what has not started."""
         leases = list(self._buffer)
         self._buffer.clear()
+        while not self._suspects.empty():
+            leases.append(self._suspects.get_nowait())
         return leases
 
     def runs(self) -> list[Running]:
@@ -112,11 +130,15 @@ class Slots:
         for running in self._running.values():
             if running.lease is lease:
                 running.end("lost")
+        if self._alone is lease:
+            self._solo.end("lost")
 
     def interrupt(self) -> None:
         """End every run because the worker stops."""
         for running in self._running.values():
             running.end("stopping")
+        if self._alone is not None:
+            self._solo.end("stopping")
 
     async def _slot(self, number: int) -> None:
         task = asyncio.current_task()
@@ -128,7 +150,7 @@ class Slots:
             lease = self._buffer.popleft()
             if lease.lost or lease.expires <= clock.monotonic():
                 lease.lost = True
-                self._ended(lease, Result("lost"), None)
+                self._refuse(lease)
             else:
                 await self._run(number, lease, task)
             self.room_made.set()
@@ -140,15 +162,14 @@ class Slots:
     async def _run(self, number: int, lease: Lease, task: asyncio.Task[None] | None) -> None:
         handler = self._registry.get(lease.type)
         if handler is None:
-            why = f"no handler for the type {lease.type!r} in this worker"
-            self._ended(lease, Result("unknown_type", why), None)
+            self._refuse(lease)
             return
         lease.renews = handler.heartbeat
         started = clock.monotonic()
+        timeout_ms = self._timeout(lease, handler)
         self._metrics.start_seconds.labels(lease.priority).observe(
             max(0.0, lease.waited_s + started - lease.claimed)
         )
-        timeout_ms = lease.timeout_ms or handler.timeout_ms or self._timeout_ms
         context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
         running = Running(lease, context, started, task)
         self._running[number] = running
@@ -159,6 +180,34 @@ class Slots:
         self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
         self._last_end = clock.monotonic()
         self._ended(lease, result, handler)
+
+    def _timeout(self, lease: Lease, handler: Handler) -> int:
+        return lease.timeout_ms or handler.timeout_ms or self._timeout_ms
+
+    async def _run_suspects(self) -> None:
+        """Run suspects one after the other, each alone in a process of its own."""
+        while True:
+            lease = await self._suspects.get()
+            handler = self._registry.get(lease.type)
+            if handler is None or lease.lost:
+                self._refuse(lease)
+                continue
+            lease.renews = handler.heartbeat
+            self._alone = lease
+            try:
+                result = await self._solo.run(lease, self._timeout(lease, handler))
+            finally:
+                self._alone = None
+            self._ended(lease, result, handler)
+            self.room_made.set()
+
+    def _refuse(self, lease: Lease) -> None:
+        """End a lease that cannot be run: it is lost, or nobody here knows its type."""
+        if lease.lost:
+            self._ended(lease, Result("lost"), None)
+        else:
+            why = f"no handler for the type {lease.type!r} in this worker"
+            self._ended(lease, Result("unknown_type", why), None)
 
     async def _watch(self) -> None:
         """End runs past their deadline or their lease; a handler that swallows it is told again.
@@ -176,3 +225,6 @@ class Slots:
                     running.end("lost")
                 elif running.context.deadline <= now:
                     running.end("timed_out")
+            if self._alone is not None and self._alone.expires <= now:
+                self._alone.lost = True
+                self._solo.end("lost")

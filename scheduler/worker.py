@@ -36,6 +36,7 @@ from scheduler.reconcile import Reconciler
 from scheduler.sampler import Sampler
 from scheduler.settle import Settler, decide
 from scheduler.slots import Slots
+from scheduler.solo import Solo
 from scheduler.store import Store, WorkerIdentity
 
 EXIT_STUCK: Final = 70
@@ -60,10 +61,21 @@ def identity(settings: Settings, registry: Registry) -> WorkerIdentity:
 
 
 class Worker:
-    """The moving parts of one worker process, put together."""
+    """The moving parts of one worker process, put together.
+
+    Args:
+        app: The module that the handlers came from; a child that runs a suspect imports it again.
+    """
 
     def __init__(
-        self, settings: Settings, registry: Registry, store: Store, index: Index, metrics: Metrics
+        self,
+        settings: Settings,
+        registry: Registry,
+        store: Store,
+        index: Index,
+        metrics: Metrics,
+        *,
+        app: str | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -76,7 +88,7 @@ class Worker:
         metrics.know_types(registry.types())
 
         self._lessor = Lessor(store, index, settings, metrics, worker=me.id, held=held)
-        self._slots = Slots(registry, settings, metrics, self._ended, self._release)
+        self._slots = Slots(registry, settings, metrics, self._ended, self._release, Solo(app))
         self._settler = Settler(store, index, settings, metrics, worker=me.id, held=held)
         self._heartbeat = Heartbeat(
             settings, metrics, me, held, pulse=self._pulse, lost=self._lose, watch=self._end_if_stuck
@@ -223,7 +235,7 @@ class Worker:
             await self._until_idle(1.0)
             self._release([r.lease for r in self._slots.runs() if not r.lease.ended])
         await self._settler.stop()
-        self._slots.close()
+        await self._slots.close()
         await asyncio.gather(*(loop.stop() for loop in self._loops))
         await self._heartbeat.stop()
 

@@ -89,7 +89,7 @@ class Inspector(ABC):
     exact: bool
 
     def __init__(self) -> None:
-        self._start_ms = 0
+        self.start_ms = 0
         self._aged_ms = 0
         self._written: list[At] = []
 
@@ -107,13 +107,13 @@ class Inspector(ABC):
 
     async def load(self, held: Contents | None = None, **parts: Any) -> None:
         """Make the shard hold a state, given whole or by its parts; its times count from now."""
-        self._start_ms, self._aged_ms, self._written = await self.now_ms(), 0, []
-        await self.write(moved(held or contents(**parts), self._start_ms))
+        self.start_ms, self._aged_ms, self._written = await self.now_ms(), 0, []
+        await self.write(moved(held or contents(**parts), self.start_ms))
 
     async def found(self) -> Contents:
         """All that the shard holds, its times counted from `load`."""
-        held = moved(await self.read(), -self._start_ms)
-        elapsed = await self.now_ms() - self._start_ms - self._aged_ms
+        held = moved(await self.read(), -self.start_ms)
+        elapsed = await self.now_ms() - self.start_ms - self._aged_ms
         for at in self._written:
             at.slack = elapsed
         return held
@@ -222,7 +222,7 @@ class ServerInspector(Inspector):
     async def age(self, ms: int) -> None:
         await super().age(ms)
         await self.write(moved(await self.read(), -ms))
-        self._start_ms -= ms
+        self.start_ms -= ms
 
 
 def credit_fields(state: State) -> dict[str, int]:

@@ -11,8 +11,10 @@ import json
 import re
 from collections.abc import Iterable
 from itertools import chain
+from math import isfinite
 from typing import Any, Final, NoReturn
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.requests import ClientDisconnect, Request
 
 from scheduler.api.problems import MALFORMED, UNSUPPORTED, FieldError, Problem, invalid, too_large, too_slow
@@ -25,8 +27,10 @@ READ_TIMEOUT_S: Final = 10.0
 
 _TOO_DEEP: Final = f"Objects and lists must not nest deeper than {MAX_DEPTH} levels"
 _BIG_NUMBER: Final = "Integers must fit into 64 bits, other numbers into a double"
-_LONG_DIGITS: Final = re.compile(r"[0-9]{19}")
-"""No integer outside 64 bits has fewer digits."""
+_SUSPICIOUS: Final = re.compile(r"\\u0000|[0-9]{19}|NaN|Infinity")
+"""What the text of a payload with a NUL, an integer beyond 64 bits or a number that is none must contain."""
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -131,9 +135,6 @@ def _constant(_: str) -> NoReturn:
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-)
 
 
 def payload_text(payload: dict[str, Any], limit: int) -> str:
@@ -145,22 +146,20 @@ def payload_text(payload: dict[str, Any], limit: int) -> str:
         TooLarge, Unfit: what is wrong with it, as a sentence without its full stop.
     """
     try:
-        text = _ENCODER.encode(payload)
-        size = len(text) if text.isascii() else len(text.encode())
-    except RecursionError:
-        raise Unfit(_TOO_DEEP) from None
-    except UnicodeEncodeError:
-        raise Unfit("Text must not contain half of a surrogate pair") from None
-    except ValueError:  # 1e400 was read as infinity
-        raise Unfit(_BIG_NUMBER) from None
-    if size > limit:
+        encoded = to_json(payload, inf_nan_mode="constants")
+    except PydanticSerializationError:  # it is much too deep, or holds text that is no UTF-8
+        _walk(payload)
+        raise
+    if len(encoded) > limit:
         raise TooLarge(f"The payload must not take more than {limit} bytes")
-    if "\\u0000" in text or _LONG_DIGITS.search(text) or text.count("{") + text.count("[") > MAX_DEPTH:
+    text = encoded.decode()
+    if _SUSPICIOUS.search(text) or text.count("{") + text.count("[") > MAX_DEPTH:
         _walk(payload)
     return text
 
 
 def _walk(payload: dict[str, Any]) -> None:
+    """Look at every part, level by level: recursion would end at a depth of its own."""
     level: list[Any] = [payload]
     depth = 0
     while level:
@@ -169,12 +168,22 @@ def _walk(payload: dict[str, Any]) -> None:
             raise Unfit(_TOO_DEEP)
         below = []
         for holder in level:
-            parts = chain(holder, holder.values()) if isinstance(holder, dict) else holder
-            for part in parts:
+            for part in chain(holder, holder.values()) if isinstance(holder, dict) else holder:
                 if isinstance(part, (dict, list)):
                     below.append(part)
-                elif isinstance(part, str) and "\0" in part:
-                    raise Unfit("Text must not contain the NUL character")
-                elif isinstance(part, int) and not -(2**63) <= part < 2**63:
-                    raise Unfit(_BIG_NUMBER)
+                else:
+                    _check(part)
         level = below
+
+
+def _check(part: str | float | bool | None) -> None:
+    if isinstance(part, str):
+        if "\0" in part:
+            raise Unfit("Text must not contain the NUL character")
+        if _SURROGATE.search(part):
+            raise Unfit("Text must not contain half of a surrogate pair")
+    elif isinstance(part, int):
+        if not -(2**63) <= part < 2**63:
+            raise Unfit(_BIG_NUMBER)
+    elif isinstance(part, float) and not isfinite(part):
+        raise Unfit(_BIG_NUMBER)

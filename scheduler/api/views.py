@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -19,6 +20,7 @@ from scheduler.model import PRIORITIES, Accepted, Depths, Priority, Task
 EXAMPLE_ID: Final = "0192f5c1-7a3e-7000-8b3c-4d2a9e6f1b07"
 
 
+@lru_cache(maxsize=64)  # the tasks of one commit share theirs
 def rfc3339(instant: datetime) -> str:
     """`2026-01-02T03:04:05.678Z`: UTC, milliseconds, rounded down."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -7,6 +7,7 @@ WITH settled AS (
     UPDATE tasks AS t
     SET status = d.status,
         failures = t.failures + (d.outcome IN ('failed', 'timed_out'))::integer,
+        losses = t.losses + (d.outcome = 'lost')::integer,
         refusals = t.refusals + d.refused::integer,
         due_at = CASE
             WHEN d.delay_ms > 0 OR d.status = 'retrying' THEN now() + d.delay_ms * interval '1 millisecond'

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from stub_api import StubApi
 
@@ -177,6 +178,21 @@ def test_options_that_cannot_work_are_refused(locust, options, code, error):
     assert ended.code == code
     assert error in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_process_that_dies_with_its_slice_ends_the_run_with_an_error(api, tmp_path):
+    port = _free_port()
+    command = [sys.executable, "-m", "locust", "--headless", "--host", api.url, "--processes", "2", "-w", "2"]
+    command += ["--master-bind-port", port, "--master-port", port, "-n", "9000", "--task-rate", "50"]
+    command += ["-f", str(LOCUSTFILES / "mix.py")]
+    master = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    _eventually(lambda: api.posts > 10)
+    psutil.Process(master.pid).children()[0].kill()
+    _, error = master.communicate(timeout=30)
+    assert master.returncode == 1
+    assert "A worker died with its slice of the deck" in error
 
 
 def test_a_bare_start_serves_its_web_ui_on_loopback_and_runs_from_there(api, tmp_path):

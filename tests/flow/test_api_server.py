@@ -144,6 +144,27 @@ def test_a_request_in_hand_is_answered_before_the_process_stops(settings):
     assert rows(settings) == 1
 
 
+def test_a_process_that_is_told_twice_does_not_wait_for_its_clients(settings):
+    with serving(settings, SHUTDOWN_GRACE_MS="60000") as api, api.connect() as link:
+        link.sendall(request()[:-5])
+        httpx.get(f"{api.url}/healthz")
+        api.process.send_signal(signal.SIGTERM)
+        while api.listens():
+            pass
+        api.process.send_signal(signal.SIGTERM)
+        assert api.process.wait(5) == 0
+
+
+def test_a_process_listens_on_ipv6(settings):
+    process = start(environment(settings, HTTP_ADDR="[::1]:0"))
+    try:
+        url = re.search(r"http=(\[::1\]:\d+) ", process.stdout.readline())[1]
+        assert httpx.get(f"http://{url}/healthz").is_success
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_body_that_says_that_it_is_too_large_is_not_waited_for(settings):
     with serving(settings) as api, api.connect() as link:
         link.sendall(request(b"", **{"Content-Length": "300000000", "Expect": "100-continue"}))

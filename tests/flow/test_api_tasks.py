@@ -7,6 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+import structlog
 from fix_api import client_of, rows
 
 from scheduler.api.views import RunPage, TaskPage, TaskView
@@ -263,3 +264,18 @@ async def test_a_peer_on_another_machine_is_answered_nowhere(backend):
             assert "no keys configured" in answer.json()["detail"]
         assert (await stranger.post("/tasks", json=SEED, headers=headers)).status_code == 403
     assert rows(backend.settings) == 0
+
+
+async def test_a_defect_is_answered_and_logged_once_and_tells_nothing(api, backend, monkeypatch):
+    async def broken(*_):
+        raise RuntimeError(f"s3cret {UNKNOWN}")
+
+    monkeypatch.setattr(backend.enqueuer, "submit", broken)
+    monkeypatch.setattr(backend.store, "task", broken)
+    for method, path in [("POST", "/v1/tasks"), ("GET", f"/v1/tasks/{UNKNOWN}")]:
+        with structlog.testing.capture_logs() as logs:
+            answer = await api.request(method, path, json=SEED)
+        assert answer.status_code == 500
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "s3cret" not in answer.text
+        assert [answer.json()["instance"]] == [f"urn:uuid:{line['instance']}" for line in logs]

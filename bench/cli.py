@@ -1,0 +1,47 @@
+"""The `bench` command: the workbench from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from scheduler.errors import SchedulerError
+
+_COMMANDS: Final = {
+    "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
+    "load": ("bench.load_cli", "send a mix of tasks to a running API"),
+    "audit": ("bench.audit_cli", "judge the tasks of a ledger: are they all where they must be?"),
+    "ratios": (
+        "bench.ratios",
+        "the batch path against batches of one, pgbench and single requests, in one run",
+    ),
+    "notebooks": ("bench.notebooks", "execute the notebooks"),
+}
+
+
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The command line; the options of a command are read from its module when it is `chosen`."""
+    root = argparse.ArgumentParser(prog="bench", description=__doc__)
+    commands = root.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, (module, help_) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 the answer is no, 2 it could not be done."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = words[0] if words and words[0] in _COMMANDS else None
+    args = parser(chosen).parse_args(words)
+    try:
+        return int(importlib.import_module(_COMMANDS[args.command][0]).main(args))
+    except SchedulerError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

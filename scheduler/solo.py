@@ -1,0 +1,193 @@
+"""Solo: runs suspects alone, one at a time, in a child process.
+
+When a worker dies, everything that it held is lost, the guilty task and its neighbours alike. Each of them
+is a suspect from then on and runs here: if the child dies, the one task that it ran is the culprit, and only
+that one pays. A handler that cannot be ended is ended with its process.
+
+This module is both ends: `Solo` in the worker, and `main` in the child, which serves one task a line until
+its input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Final
+
+from scheduler import clock, log
+from scheduler.handlers import REGISTRY, Context, Handler, load_app
+from scheduler.model import Lease, Result
+from scheduler.run import Cause, Running, run
+
+_LONGEST_LINE: Final = 64 * 1024 * 1024
+
+_SENT: Final = (
+    "id",
+    "attempt",
+    "token",
+    "queue",
+    "type",
+    "priority",
+    "payload",
+    "max_retries",
+    "failures",
+    "losses",
+    "refusals",
+    "timeout_ms",
+    "backoff",
+    "suspect",
+    "waited_s",
+)
+
+
+class Solo:
+    """The worker's end: at most one child, started when the first suspect comes.
+
+    Args:
+        app: The module with the handlers, as `scheduler worker --app` was given it.
+    """
+
+    def __init__(self, app: str | None) -> None:
+        self._app = app
+        self._child: asyncio.subprocess.Process | None = None
+        self._cause: Cause | None = None
+        self._log = log.get("solo")
+
+    async def run(self, lease: Lease, timeout_ms: int) -> Result:
+        """Run one task alone. A child that dies without a result makes the run `died`."""
+        self._forget_cause()
+        waited = clock.monotonic()
+        try:
+            child = await self._ready()
+        except OSError as error:
+            return Result("interrupted", f"no process could be started to run it alone: {error}")
+        started = clock.monotonic()
+        ends = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.end, "timed_out")
+        try:
+            answer = await self._ask(child, lease, timeout_ms)
+        finally:
+            ends.cancel()
+        wait_us = max(0, round((started - lease.claimed) * 1e6))
+        run_us = round((clock.monotonic() - started) * 1e6)
+        self._log.info("ran alone", task=lease.id, waited_s=round(started - waited, 3), died=answer is None)
+        cause = self._cause
+        if answer is not None and cause is None:
+            return Result(answer["kind"], answer["error"], answer["after_ms"], wait_us, answer["run_us"])
+        code = await self._bury()
+        if cause is None:
+            return Result("died", f"the process that ran the task alone {_death(code)}", 0, wait_us, run_us)
+        if cause == "lost":
+            return Result("lost")
+        if cause == "stopping":
+            return Result("interrupted", "the worker stopped before the handler had finished")
+        why = f"{lease.type} ran longer than its timeout of {timeout_ms / 1000:.3f} s and was ended"
+        return Result("timed_out", why, 0, wait_us, run_us)
+
+    def end(self, cause: Cause) -> None:
+        """End the run in progress with its process. The first cause stands."""
+        self._cause = self._cause or cause
+        if self._child is not None and self._child.returncode is None:
+            self._child.kill()
+
+    def _forget_cause(self) -> None:
+        self._cause = None
+
+    async def close(self) -> None:
+        """End the child."""
+        self._cause = "stopping"
+        await self._bury()
+
+    async def _ready(self) -> asyncio.subprocess.Process:
+        if self._child is None or self._child.returncode is not None:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "scheduler.solo",
+                *([self._app] if self._app else []),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE,
+            )
+        return self._child
+
+    async def _ask(
+        self, child: asyncio.subprocess.Process, lease: Lease, timeout_ms: int
+    ) -> dict[str, Any] | None:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        task = {name: getattr(lease, name) for name in _SENT}
+        with contextlib.suppress(OSError):
+            child.stdin.write(json.dumps({"task": task, "timeout_ms": timeout_ms}).encode() + b"\n")
+            await child.stdin.drain()
+        line = await child.stdout.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def _bury(self) -> int:
+        child, self._child = self._child, None
+        if child is None:
+            return 0
+        if self._cause is None:
+            # A child whose output has ended is about to die of its own cause, which we want to know.
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(child.wait(), 1.0)
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        return await child.wait()
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def main(argv: Sequence[str]) -> None:
+    """The child's end: a task a line on standard input, a result a line on what was standard output."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what handlers print must not mix with the answers
+    if argv:
+        load_app(argv[0])
+    lines: deque[str] = deque()
+    arrived = threading.Event()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.append(line)
+            arrived.set()
+        os._exit(0)  # the worker is gone, or done with us
+
+    threading.Thread(target=read, name="tasks", daemon=True).start()
+    while True:
+        arrived.wait()
+        arrived.clear()
+        while lines:
+            asked = json.loads(lines.popleft())
+            result = asyncio.run(_serve(Lease(**asked["task"]), asked["timeout_ms"]))
+            answers.write(json.dumps(asdict(result)) + "\n")
+            answers.flush()
+
+
+async def _serve(lease: Lease, timeout_ms: int) -> Result:
+    handler: Handler | None = REGISTRY.get(lease.type)
+    if handler is None:
+        return Result("unknown_type", f"no handler for the type {lease.type!r} in this worker")
+    started = lease.claimed = clock.monotonic()
+    context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
+    with ThreadPoolExecutor(1) as threads:
+        return await run(handler, Running(lease, context, started, asyncio.current_task()), threads)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
