@@ -1,76 +1,123 @@
-"""Read a metrics endpoint: one page as numbers, without a Prometheus."""
+"""Read metrics endpoints: one page as numbers, without a Prometheus."""
 
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan, nan
+from urllib.parse import urlencode
 
 from prometheus_client.parser import text_string_to_metric_families
 
 _TIMEOUT_S = 2.0
 
 Labels = frozenset[tuple[str, str]]
+Buckets = list[tuple[float, float]]
+"""(upper bound, observations up to it), ordered by bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The samples of one or more endpoints at one moment; counters of several are summed."""
+    """The samples of one or more endpoints at one moment; counters and histograms of several are summed.
+
+    Gauges describe the whole system in every process, so the largest stands for all. `gauges` are their
+    names; `answered` is how many endpoints gave their samples.
+    """
 
     samples: Mapping[tuple[str, Labels], float]
+    gauges: frozenset[str] = frozenset()
+    answered: int = 0
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of all samples of `name` that carry these labels (others may be there, too)."""
         wanted = set(labels.items())
         return sum(v for (n, have), v in self.samples.items() if n == name and wanted <= have)
 
-    def quantile(self, name: str, q: float, **labels: str) -> float:
-        """`histogram_quantile`: the q-quantile of histogram `name`, linear within its bucket; nan if empty.
+    def since(self, earlier: Page) -> Page:
+        """What counters and histograms gained since `earlier`. Gauges have no gain and are left out."""
+        gained = {
+            key: value - earlier.samples.get(key, 0.0)
+            for key, value in self.samples.items()
+            if key[0] not in self.gauges
+        }
+        return Page(gained, answered=self.answered)
 
-        See the Prometheus documentation, Functions, histogram_quantile.
-        """
+    def buckets(self, name: str, **labels: str) -> Buckets:
+        """The buckets of histogram `name`, summed over all series that carry these labels."""
         wanted = set(labels.items())
-        buckets: dict[float, float] = {}
+        counts: dict[float, float] = {}
         for (n, have), value in self.samples.items():
             if n == f"{name}_bucket" and wanted <= have:
                 bound = float(dict(have)["le"])
-                buckets[bound] = buckets.get(bound, 0.0) + value
-        return quantile(sorted(buckets.items()), q)
+                counts[bound] = counts.get(bound, 0.0) + value
+        return sorted(counts.items())
+
+    def quantile(self, name: str, q: float, **labels: str) -> float:
+        """`histogram_quantile` of histogram `name`: see `quantile`."""
+        return quantile(self.buckets(name, **labels), q)
+
+    def bracket(self, name: str, q: float, **labels: str) -> tuple[float, float]:
+        """The bounds of the bucket that holds the q-quantile: it lies there, and no more is known of it."""
+        return bracket(self.buckets(name, **labels), q)
 
 
-def quantile(buckets: list[tuple[float, float]], q: float) -> float:
-    """The q-quantile of cumulative buckets (upper bound, count), ordered by bound."""
-    if not buckets or buckets[-1][1] <= 0:
-        return float("nan")
+def quantile(buckets: Buckets, q: float) -> float:
+    """The q-quantile of cumulative buckets, linear within its bucket, as Prometheus' `histogram_quantile`.
+
+    nan without observations or without a bucket for all of them; below the first bound of 0 or less there is
+    nothing to interpolate, so that bound stands; above the last finite bound that one does.
+    """
+    low, high = bracket(buckets, q)
+    if isnan(low):
+        return nan
+    if high == inf or high <= 0:
+        return low if high == inf else high
+    counts = dict(buckets)
+    below = counts.get(low, 0.0) if buckets[0][0] != high else 0.0
+    inside = counts[high] - below
+    return low + (high - low) * (q * buckets[-1][1] - below) / inside if inside else nan
+
+
+def bracket(buckets: Buckets, q: float) -> tuple[float, float]:
+    """The bounds of the bucket that holds the q-quantile, q from 0 to 1; nan where `quantile` is nan."""
+    if len(buckets) < 2 or buckets[-1][0] != inf or buckets[-1][1] <= 0 or not 0 <= q <= 1:
+        return nan, nan
     rank = q * buckets[-1][1]
-    lower, below = 0.0, 0.0
-    for bound, count in buckets:
+    below = min(0.0, buckets[0][0])
+    for bound, count in buckets[:-1]:
         if count >= rank:
-            if bound == inf:
-                return lower
-            return lower + (bound - lower) * (rank - below) / (count - below) if count > below else bound
-        lower, below = bound, count
-    return lower
+            return below, bound
+        below = bound
+    return below, inf
 
 
-def page(urls: Iterable[str]) -> Page:
-    """Scrape endpoints one after the other. One that does not answer is left out: it may just have died."""
+def page(urls: Iterable[str], names: Collection[str] = ()) -> Page:
+    """Scrape endpoints one after the other. One that does not answer is left out: a worker may just have died.
+
+    Args:
+        urls: The endpoints.
+        names: Samples to ask for, by their full names; all if there are none. Few are cheap on both sides.
+    """
     samples: dict[tuple[str, Labels], float] = {}
+    gauges: set[str] = set()
+    answered = 0
+    query = f"?{urlencode([('name[]', name) for name in names])}" if names else ""
     for url in urls:
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - our own endpoints
+            with urllib.request.urlopen(url + query, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - our own endpoints
                 text = answer.read().decode()
         except OSError:
             continue
+        answered += 1
         for family in text_string_to_metric_families(text):
+            if family.type == "gauge":
+                gauges.add(family.name)
             for sample in family.samples:
                 key = (sample.name, frozenset(sample.labels.items()))
-                gauge = family.type == "gauge"
-                # Gauges describe the whole system in every process: one of them is enough.
-                samples[key] = (
-                    max(samples.get(key, 0.0), sample.value)
-                    if gauge
-                    else (samples.get(key, 0.0) + sample.value)
-                )
-    return Page(samples)
+                known = samples.get(key)
+                if known is None:
+                    samples[key] = sample.value
+                else:
+                    samples[key] = max(known, sample.value) if family.type == "gauge" else known + sample.value
+    return Page(samples, frozenset(gauges), answered)

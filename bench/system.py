@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
+from urllib.parse import quote
 
 import psycopg
 
 from scheduler.child import Child
+from scheduler.config import VARS, Settings, load
 from scheduler.stack import Say, Stack
 
-_OURS: Final = ("POSTGRES_", "PGPOOL_", "PG_", "REDIS_", "METRICS_", "WORKER_", "VIS_", "REAPER_", "RETRY_")
-_KEPT: Final = ("POSTGRES_URL", "REDIS_ADDR", "REDIS_PASS")
+T = TypeVar("T")
+
+_KEPT: Final = frozenset({"POSTGRES_URL", "REDIS_ADDR", "REDIS_PASS"})
 
 
 class Leak(RuntimeError):
@@ -42,12 +47,21 @@ class Member:
 
 @dataclass(slots=True)
 class System:
-    """A running system: where to send tasks, where the truth is, and the fleet."""
+    """A running system: where to send tasks, where the truth is, and the fleet.
+
+    `pids` are all processes that were ever part of it, whether they still run or not.
+    """
 
     stack: Stack
     host: str = ""
     api_metrics: str = ""
     fleet: list[Member] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+
+    @property
+    def settings(self) -> Settings:
+        """What the parts were started with."""
+        return load(self.stack.env)[0]
 
     @property
     def postgres_url(self) -> str:
@@ -57,8 +71,14 @@ class System:
     @property
     def redis_url(self) -> str:
         """Redis, for the observer's own look."""
-        address = self.stack.env["REDIS_ADDR"]
-        return address if "://" in address else f"redis://{address.removeprefix(':')}"
+        scheme, _, place = self.settings.redis_addr.partition("://")
+        secret = self.settings.redis_pass
+        return f"{scheme}://:{quote(secret, safe='')}@{place}" if secret else f"{scheme}://{place}"
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Every metrics endpoint: the API's and the fleet's."""
+        return [self.api_metrics, *(member.metrics for member in self.fleet)]
 
     def start_api(self) -> None:
         """Start the API."""
@@ -75,6 +95,7 @@ class System:
 
     def stop_fleet(self) -> None:
         """Stop all workers in good order."""
+        self.note()
         while self.fleet:
             self.stack.end(self.fleet.pop().child)
 
@@ -82,6 +103,16 @@ class System:
         """The observer's own look into Postgres: one statement, all rows."""
         with psycopg.connect(self.postgres_url, autocommit=True) as connection:
             return connection.execute(sql.encode(), params).fetchall()
+
+    def now(self) -> datetime:
+        """The time by Postgres' clock, in whose terms the history is."""
+        return cast(datetime, self.query("SELECT clock_timestamp()")[0][0])
+
+    def note(self) -> None:
+        """Add the processes that run now to `pids`."""
+        servers = (self.stack.postgres, self.stack.redis)
+        self.pids |= {child.pid for child in self.stack.children}
+        self.pids |= {server.pid for server in servers if server is not None and server.alive()}
 
     def statement(self, sql: str) -> None:
         """One statement without rows."""
@@ -91,8 +122,8 @@ class System:
 
 def settings_of(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
     """The environment of a run: ours without stray settings, so that a run depends on its own alone."""
-    kept = {k: v for k, v in env.items() if k in _KEPT or not k.startswith(_OURS)}
-    return kept | dict(own)
+    stray = {declared.name for declared in VARS.values()} - _KEPT
+    return {k: v for k, v in env.items() if k not in stray} | dict(own)
 
 
 @contextmanager
@@ -106,18 +137,26 @@ def system(
         Leak: a process was still there after the end.
     """
     with tempfile.TemporaryDirectory(prefix="scheduler-") as directory:
-        stack = Stack(settings_of(os.environ, own), Path(directory), say)
-        pids: list[int] = []
-        with stack:
-            stack.start_servers(postgres_settings=postgres)
-            me = System(stack)
-            me.start_api()
-            yield me
-            pids = [child.pid for child in stack.children]
-            pids += [server.pid for server in (stack.postgres, stack.redis) if server is not None]
-        left = [pid for pid in pids if _lives(pid)]
-        if left:
-            raise Leak(f"processes {left} outlived their system")
+        Path(directory).chmod(0o711)  # where root cannot be mapped, Postgres passes through as another user
+        me = System(Stack(settings_of(os.environ, own), Path(directory), say))
+        try:
+            with me.stack:
+                try:
+                    _outside_loops(lambda: me.stack.start_servers(postgres_settings=postgres))
+                    me.start_api()
+                    yield me
+                finally:
+                    me.note()
+        finally:
+            left = sorted(filter(_lives, me.pids))
+            if left:
+                raise Leak(f"processes {left} outlived their system")
+
+
+def _outside_loops(call: Callable[[], T]) -> T:
+    """The call's result from a thread that has no event loop: a notebook's cells run inside one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def _lives(pid: int) -> bool:

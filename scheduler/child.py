@@ -112,25 +112,23 @@ class Child:
         Raises:
             subprocess.TimeoutExpired: it has not ended in time.
         """
-        return self._process.wait(timeout_s)
+        code = self._process.wait(timeout_s)
+        self._close()
+        return code
 
     def stop(self, grace_s: float = 15.0) -> int:
         """End it in good order, or at once when the grace is over; the exit code."""
         self.signal(signal.SIGTERM)
         try:
-            code = self._process.wait(grace_s)
+            return self.wait(grace_s)
         except subprocess.TimeoutExpired:
             return self.kill()
-        self._close()
-        return code
 
     def kill(self) -> int:
         """End it at once, with whatever it started itself."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        code = self._process.wait()
-        self._close()
-        return code
+        return self.wait()
 
     def _close(self) -> None:
         if self._lifeline >= 0:

@@ -21,10 +21,9 @@ _REASONS = ("failed", "timed_out", "rejected", "lost", "unknown_type")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=help_,
-            description=f"{help_[0].upper()}{help_[1:]}. {description}".strip(),
+            description=f"{help_[0].upper()}{help_[1:]}.\n{description}".strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -139,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(parser(with_load=words[:1] == ["load"]).parse_args(words))
     except SchedulerError as error:
-        print(f"scheduler: {error}", file=sys.stderr)
+        print("scheduler:", *str(error).split(), file=sys.stderr)  # one line, whatever a driver has said
         return 2
     except KeyboardInterrupt:
         return 130

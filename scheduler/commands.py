@@ -88,6 +88,7 @@ def worker(settings: Settings, args: Args) -> int:
 
 
 async def _worker(settings: Settings, app: str | None) -> int:
+    from scheduler import heartbeat
     from scheduler.handlers import REGISTRY, load_app
     from scheduler.metrics import Metrics
     from scheduler.worker import Worker
@@ -99,7 +100,8 @@ async def _worker(settings: Settings, app: str | None) -> int:
         exporter, _ = metrics.serve(settings.metrics_addr)
         stack.callback(exporter.server_close)
         stack.callback(exporter.shutdown)
-        store = await Store.open(settings, name="scheduler-worker", max_conns=settings.pgpool_max_conns)
+        mine = settings.pgpool_max_conns - heartbeat.CONNECTIONS
+        store = await Store.open(settings, name="scheduler-worker", max_conns=mine)
         stack.push_async_callback(store.close)
         index = Index.open(settings, name="scheduler-worker")
         stack.push_async_callback(index.close)
@@ -153,12 +155,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
                 print(f"export {name}='{server.url}'   # for `scheduler` in other terminals")
         print("Ctrl-C stops everything.", flush=True)
         while not stopping.wait(0.5):
-            for child in stack.children:
-                if child.returncode is not None:
-                    code = child.returncode
-                    raise StartError(
-                        f"`scheduler {child.args[0]}` ended with code {code}; see {stack.data_dir}/logs"
-                    )
+            stack.check()
         print("stopping", flush=True)
     return 0
 

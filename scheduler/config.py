@@ -22,7 +22,7 @@ MASK: Final = "***"
 
 def _int(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,12}", text):
+        if not re.fullmatch(r"-?[0-9]{1,15}", text):
             raise ValueError("must be a whole number")
         value = int(text)
         if not low <= value <= high:
@@ -41,31 +41,49 @@ def _choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def _port(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and int(text) <= 65535 else None
+
+
 def _address(text: str) -> tuple[str, int]:
     """`HOST:PORT` or `:PORT` (every interface). Port 0 lets the system choose."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    host, _, number = text.rpartition(":")
+    port = _port(number)
+    if port is None or ":" not in text:
         raise ValueError("must be HOST:PORT or :PORT")
     host = host.strip("[]")
-    return host or "0.0.0.0", int(port)  # noqa: S104 - `:PORT` means every interface
+    return host or "0.0.0.0", port  # noqa: S104 - `:PORT` means every interface
+
+
+# The drivers' own parsers are lenient, and repeat the whole URL, password included, where they complain.
+_HOST: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:@/?#\[\],]*)(?::[0-9]{1,5})?"
+_POSTGRES_URL: Final = rf"postgres(?:ql)?://(?:[^@/?#]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#]*)?(?:\?[^#]*)?"
+_REDIS_URL: Final = (
+    rf"rediss?://(?:[^/?#]*@)?{_HOST}(?:/[0-9]*)?(?:\?[^#]*)?|unix://(?:[^/?#]*@)?/[^?#]*(?:\?[^#]*)?"
+)
 
 
 def _postgres_url(text: str) -> str:
-    if urlsplit(text).scheme not in {"postgres", "postgresql"}:
+    if not text.startswith(("postgres://", "postgresql://")):
         raise ValueError("must be a postgres:// URL")
+    if not re.fullmatch(_POSTGRES_URL, text) or re.search(r"%(?!(?!00)[0-9A-Fa-f]{2})", text):
+        raise ValueError(
+            "must be like postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters as %XX"
+        )
     return text
 
 
 def _redis_addr(text: str) -> str:
     """`HOST:PORT`, `:PORT` or a redis://, rediss:// or unix:// URL; kept as a URL."""
+    url = text
     if "://" not in text:
-        host, colon, port = text.rpartition(":")
-        if not colon or not port.isdecimal() or int(port) > 65535:
-            raise ValueError("must be HOST:PORT, :PORT or a redis:// URL")
-        return f"redis://{host or 'localhost'}:{port}/0"
-    if urlsplit(text).scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("must be HOST:PORT, :PORT or a redis:// URL")
-    return text
+        host, _, port = text.rpartition(":")
+        url = f"redis://{host or 'localhost'}:{port}/0" if _port(port) is not None and "@" not in host else ""
+    if not re.fullmatch(_REDIS_URL, url):
+        raise ValueError(
+            "must be HOST:PORT, :PORT or a redis://, rediss:// or unix:// URL, special characters as %XX"
+        )
+    return url
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -80,13 +98,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _weights(text: str) -> dict[Priority, int]:
     weights: dict[Priority, int] = {}
-    for part in text.split(","):
+    parts = text.split(",")
+    for part in parts:
         name, _, number = part.partition("=")
         name = name.strip()
-        if name not in PRIORITIES or not number.strip().isdecimal():
+        if name not in PRIORITIES or not re.fullmatch(r"\s*[0-9]{1,9}\s*", number):
             raise ValueError("must be like critical=8,high=4,default=2,low=1")
         weights[name] = int(number)
-    if set(weights) != set(PRIORITIES):
+    if len(parts) != len(PRIORITIES) or set(weights) != set(PRIORITIES):
         raise ValueError(f"must name each of {', '.join(PRIORITIES)} once")
     if not all(1 <= w <= 1000 for w in weights.values()):
         raise ValueError("weights must be between 1 and 1000")
@@ -330,6 +349,11 @@ class Settings:
             self.retry_jitter_ms,
         )
 
+    def __repr__(self) -> str:
+        """As it may be shown in a log or a traceback: passwords hidden."""
+        shown = ", ".join(f"{name}={masked(name, getattr(self, name))!r}" for name in VARS)
+        return f"Settings({shown})"
+
 
 VARS: Final[dict[str, Var]] = {f.name: f.metadata["var"] for f in fields(Settings)}
 """Field name → declaration, in the order of the README's table."""
@@ -409,12 +433,9 @@ def masked(name: str, value: Any) -> str:
 
 
 def mask_url(url: str) -> str:
-    """A URL without its password, also where that stands in the query."""
-    parts = urlsplit(url)
-    netloc = parts.netloc
-    if "@" in netloc:
-        userinfo, _, host = netloc.rpartition("@")
-        user, colon, _ = userinfo.partition(":")
-        netloc = f"{user}{colon}{MASK if colon else ''}@{host}"
-    query = re.sub(r"(?i)(pass(?:word|file)?|sslpassword)=[^&]*", rf"\1={MASK}", parts.query)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    """A URL without its password, also where that stands in the query.
+
+    Whatever lies between the user and the last `@` is hidden: a malformed password must not show either.
+    """
+    url = re.sub(r"^([A-Za-z]+://[^:@/?#]*:).*@", rf"\1{MASK}@", url)
+    return re.sub(r"(?i)([?&](?:ssl)?pass(?:word|file)?=)[^&]*", rf"\1{MASK}", url)

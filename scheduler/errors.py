@@ -3,6 +3,7 @@
     SchedulerError
     ├── ConfigError            a setting is missing, malformed or at odds with another
     ├── StartError             a process cannot start: what was wrong, and what to do
+    │   └── Unreachable        ... because a store does not answer at all
     ├── StoreError             Postgres refused
     │   ├── StoreUnavailable   ... because it could not be reached or is not ready: try again
     │   └── InputRefused       ... because of the values it was given: trying again cannot help
@@ -30,6 +31,10 @@ class ConfigError(SchedulerError):
 
 class StartError(SchedulerError):
     """A process cannot start. The text is one line: what was wrong and what to do about it."""
+
+
+class Unreachable(StartError):
+    """A store that a process wants at its start does not answer. Not every process must have it."""
 
 
 class StoreError(SchedulerError):

@@ -21,6 +21,9 @@ from scheduler.errors import StartError
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
 _LIVED_S: Final = 30.0
+_LAST_PORT: Final = 65_535
+_EXPLAINED: Final = 2
+"""Exit code of a worker that has said what was wrong, on the standard error that it shares with us."""
 
 
 class Fleet:
@@ -29,9 +32,18 @@ class Fleet:
     Args:
         args: The command line of one worker, e.g. `["worker", "--app", "shop.tasks"]`.
         env: The environment of the workers; METRICS_ADDR is set for each.
+
+    Raises:
+        StartError: METRICS_ADDR is so high that the last workers would have no port.
     """
 
     def __init__(self, settings: Settings, size: int, args: Sequence[str], env: Mapping[str, str]) -> None:
+        host, first = settings.metrics_addr
+        if first and first + size - 1 > _LAST_PORT:
+            raise StartError(
+                f"METRICS_ADDR={masked('metrics_addr', (host, first))} leaves no ports for {size} workers:"
+                " they are counted up from it; choose a lower one (port 0: any)"
+            )
         self._settings = settings
         self._size = size
         self._args = list(args)
@@ -51,11 +63,7 @@ class Fleet:
             signal.signal(number, self._on_signal)
         watchers: list[threading.Thread] = []
         try:
-            for i in range(self._size):
-                self._children.append(self._start(i))
-            for child in self._children:
-                facts = child.ready()
-                announce("worker", **facts)
+            self._begin()
             watchers = [
                 threading.Thread(target=self._keep, args=(i,), name=f"keeper {i}") for i in range(self._size)
             ]
@@ -64,10 +72,23 @@ class Fleet:
             announce("fleet", workers=self._size, pid=os.getpid())
             while not self._signals:
                 self._wake.wait(1.0)
+        except StartError:
+            if any(child.returncode == _EXPLAINED for child in self._children):
+                return _EXPLAINED
+            raise
         finally:
             self._signals = self._signals or 1
             self._end_all(watchers)
         return 0
+
+    def _begin(self) -> None:
+        """Start the workers, the first one alone: what keeps all of them from starting is said once."""
+        for i in range(self._size):
+            self._children.append(self._start(i))
+            if i == 0:
+                announce("worker", **self._children[0].ready())
+        for child in self._children[1:]:
+            announce("worker", **child.ready())
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._signals += 1

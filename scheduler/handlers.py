@@ -29,8 +29,7 @@ import structlog
 from scheduler import clock, log
 from scheduler.backoff import Backoff
 from scheduler.errors import ConfigError, StartError
-
-TYPE_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}"
+from scheduler.model import TYPE_PATTERN
 
 
 @dataclass(slots=True, eq=False)

@@ -24,6 +24,9 @@ from scheduler.metrics import Metrics
 from scheduler.model import Lease
 from scheduler.store import Store, WorkerIdentity
 
+CONNECTIONS: Final = 2
+"""How many connections to Postgres the thread may have, of the PGPOOL_MAX_CONNS of its worker."""
+
 _LONGEST_BEAT_S: Final = 2.0
 _LONGEST_UNSEEN_S: Final = 5.0
 """A renewal is also how a worker learns that a task was cancelled, so it is not put off for longer."""
@@ -89,7 +92,7 @@ class Heartbeat:
     async def _beat_until_stopped(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        store = await Store.open(self._settings, name="scheduler-heartbeat", max_conns=2)
+        store = await Store.open(self._settings, name="scheduler-heartbeat", max_conns=CONNECTIONS)
 
         async def step() -> None:
             try:

@@ -1,4 +1,7 @@
-"""The values that travel between the modules: plain, frozen where they can be, without behaviour."""
+"""The values that travel between the modules: plain, without behaviour.
+
+They are frozen, but for those made once per task on the hot paths, where that would cost microseconds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ PRIORITIES: Final[tuple[Priority, ...]] = ("critical", "high", "default", "low")
 DEFAULT_TENANT: Final = "default"
 DEFAULT_QUEUE: Final = "default"
 NAME_PATTERN: Final = r"[a-z0-9][a-z0-9_.-]{0,62}"
-"""Names of queues and types: they become parts of Redis keys and of metric labels, so they stay plain."""
+"""Names of queues: they become parts of Redis keys, so they stay plain."""
+
+TYPE_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}"
+"""Names of types: they become values of metric labels and parts of log lines."""
 
 Where = Literal["gone", "head", "tail", "retry", "dead", "held"]
 
@@ -47,7 +53,7 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewTask:
     """A validated task on its way in. `payload` and `backoff` are JSON texts, checked already."""
 
@@ -67,7 +73,7 @@ class NewTask:
     trace_context: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """What became of a NewTask: committed now, known already, or refused because its key is another's."""
 
@@ -77,7 +83,7 @@ class Accepted:
     """Milliseconds until it is due, by Postgres' clock at the commit; 0 if it is due now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task:
     """A row of `tasks` for readers: `payload` and `backoff` are JSON texts, instants carry their zone."""
 

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from scheduler import config, keys
 from scheduler.config import Settings
-from scheduler.errors import QueueError, QueueUnavailable, StartError
+from scheduler.errors import QueueError, QueueUnavailable, StartError, Unreachable
 from scheduler.shard import Census, Shard
 
 _OLDEST_REDIS: Final = (6, 2)
@@ -115,7 +115,9 @@ class Index:
             if isinstance(error, _REFUSALS):
                 raise StartError(f"Redis at {shown} refuses us ({error}): check REDIS_PASS") from None
             why = str(error) or "no answer in time"
-            raise StartError(f"Redis at {shown} does not work ({why}): start it, or set REDIS_ADDR") from None
+            raise Unreachable(
+                f"Redis at {shown} does not work ({why}): start it, or set REDIS_ADDR"
+            ) from None
         _check_eviction(info, shown)
         return _fit_version(info, shown)
 
@@ -180,7 +182,7 @@ def _pool(settings: Settings, name: str) -> ConnectionPool:
     """Connections that neither send anything twice nor keep a time of their own: see Index._send."""
     url = config.redis_url(settings)
     try:
-        return BlockingConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
             max_connections=settings.redis_pool_size,
             timeout=None,
@@ -193,8 +195,10 @@ def _pool(settings: Settings, name: str) -> ConnectionPool:
             decode_responses=True,
             encoding_errors=_FOREIGN,
         )
-    except ValueError as error:
+        pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing, but meets every option that the URL carries
+    except (TypeError, ValueError) as error:
         raise StartError(f"REDIS_ADDR={config.mask_url(url)} cannot be read: {error}") from None
+    return pool
 
 
 def _packed(args: Any) -> bytes:

@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from scheduler import migrate
 from scheduler.child import Child
 from scheduler.config import load, masked
 from scheduler.embedded import Postgres, Redis
+from scheduler.errors import StartError
 from scheduler.supervisor import free_port
 
 Say = Callable[[str], None]
+
+_LAST_PORT: Final = 65_535
 
 
 class Stack:
@@ -52,8 +55,10 @@ class Stack:
         """Start Postgres and Redis unless they are named in the environment, and bring the schema up to date.
 
         Raises:
+            ConfigError: a setting is malformed.
             StartError: a server cannot be started or reached.
         """
+        load(self.env)  # nothing is started for settings that cannot work
         if not self.env.get("POSTGRES_URL"):
             self.postgres = self._parts.enter_context(
                 Postgres(self.data_dir / "postgres", port=5432, settings=postgres_settings)
@@ -83,6 +88,21 @@ class Stack:
         self.children.remove(child)
         return child.stop(grace_s)
 
+    def check(self) -> None:
+        """See that every part that was started still runs.
+
+        Raises:
+            StartError: one has ended; where it may have said why.
+        """
+        for server in (self.postgres, self.redis):
+            if server is not None and not server.alive():
+                raise StartError(f"{server.name} has ended; see {server.log_path}")
+        for child in self.children:
+            if child.returncode is not None:
+                raise StartError(
+                    f"`scheduler {child.args[0]}` ended with code {child.returncode}; see {self.data_dir}/logs"
+                )
+
     def stop(self) -> None:
         """Stop everything: workers, the API, the servers."""
         self._parts.close()
@@ -100,9 +120,11 @@ class Stack:
         settings, _ = load(env)
         for name in addresses:
             host, wanted = settings.metrics_addr if name == "METRICS_ADDR" else settings.http_addr
-            port = free_port(wanted + offset) if wanted else 0
+            port = 0
             if wanted:
-                self._chosen(f"{' '.join(args[:1])} ({name})", wanted + offset, port)
+                wanted += offset
+                port = free_port(wanted if wanted <= _LAST_PORT else None)
+                self._chosen(f"{args[0]} ({name})", wanted, port)
             env[name] = masked(name.lower(), (host, port))
         number = len(self.children)
         child = Child(args, env=env, log=self._log(f"{args[0]}-{number}.log"))
@@ -115,10 +137,14 @@ class Stack:
             self.end(child)
 
     def _log(self, name: str) -> Path:
-        directory = self.data_dir / "logs"
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / name
-        path.write_bytes(b"")
+        path = self.data_dir / "logs" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        except OSError as error:
+            raise StartError(
+                f"no logs can be kept in {path.parent} ({error.strerror}): choose another data directory"
+            ) from None
         return path
 
     def _chosen(self, what: str, wanted: int, port: int) -> None:

@@ -494,7 +494,7 @@ def _created(sent: NewTask, row: Mapping[int, Any] | tuple[Any, ...]) -> Accepte
         redrives=0,
         max_retries=sent.max_retries,
         timeout_ms=sent.timeout_ms,
-        backoff=None,
+        backoff=sent.backoff,
         idempotency_key=sent.idempotency_key,
         due_at=row[2],
         created_at=row[1],

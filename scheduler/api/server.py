@@ -20,7 +20,7 @@ from scheduler.api.app import create_app
 from scheduler.api.backend import Backend
 from scheduler.config import Settings
 from scheduler.enqueue import Enqueuer
-from scheduler.errors import QueueUnavailable, StartError
+from scheduler.errors import QueueUnavailable, StartError, Unreachable
 from scheduler.loop import Loop
 from scheduler.metrics import Metrics
 from scheduler.queue import Index
@@ -154,9 +154,7 @@ def _shown(listener: socket.socket) -> str:
 
 async def _check_index(index: Index) -> None:
     try:
-        await index.ping()
-    except QueueUnavailable as error:
+        await index.check()
+        await index.warm()
+    except (Unreachable, QueueUnavailable) as error:
         log.get("api").warning("Redis is away; tasks are accepted and wait in Postgres", error=str(error))
-        return
-    await index.check()
-    await index.warm()

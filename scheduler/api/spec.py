@@ -24,9 +24,8 @@ from scheduler.api.body import TooLarge, Unfit, payload_text
 from scheduler.api.problems import FieldError, field_errors
 from scheduler.backoff import Jitter, Strategy
 from scheduler.config import Settings
-from scheduler.model import DEFAULT_QUEUE, NAME_PATTERN, NewTask, Priority, new_id
+from scheduler.model import DEFAULT_QUEUE, NAME_PATTERN, TYPE_PATTERN, NewTask, Priority, new_id
 
-TYPE_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}"
 DAY_MS: Final = 86_400_000
 YEAR_MS: Final = 365 * DAY_MS
 

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from stub_api import StubApi
+
+psutil = pytest.importorskip("psutil", reason="Locust, which brings it, is not installed")
 
 LOCUSTFILES = Path(__file__).resolve().parents[2] / "locustfiles"
 MIX = "-pct-flaky 10 -pct-fail 5 -pct-sleep 5 -sleep-ms 50"
