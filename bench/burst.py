@@ -14,6 +14,7 @@ from bench.workload import Deck
 
 _LOOK_S: Final = 0.2
 _STALLED_S: Final = 60.0
+_COUNTED_S: Final = 2.0
 
 Tell = Callable[[str, int, int], None]
 """Told (what is being counted, how many so far, of how many)."""
@@ -54,10 +55,14 @@ def send(system: System, dealt: Deck, tell: Tell, *, size: int = load.BULK_MAX) 
     return Burst(dealt, result)
 
 
-def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> None:
+def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> scrape.Page:
     """Wait until nothing is open any more; `before` is the fleet's page at the beginning of the burst.
 
     Progress comes from the fleet's counters, the end from Postgres.
+
+    Returns:
+        The fleet's page after the end. A worker counts just after its commit, so the page is asked for until
+        it has all n ends; a worker that died took its counts with it, so that ends after a moment.
 
     Raises:
         Stalled: nothing has ended for a minute.
@@ -72,6 +77,10 @@ def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> None:
             raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {open_tasks(system)} tasks are open")
         time.sleep(_LOOK_S)
     tell("ended", n, n)
+    until = time.monotonic() + _COUNTED_S
+    while ended_by(after := metrics(system)) - ended_by(before) < n and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+    return after
 
 
 def metrics(system: System) -> scrape.Page:

@@ -65,31 +65,37 @@ class Page:
 def quantile(buckets: Buckets, q: float) -> float:
     """The q-quantile of cumulative buckets, linear within its bucket, as Prometheus' `histogram_quantile`.
 
-    nan without observations or without a bucket for all of them; below the first bound of 0 or less there is
-    nothing to interpolate, so that bound stands; above the last finite bound that one does.
+    nan where there are no observations or no bucket for all of them. A bucket without a lower or an upper
+    bound has nothing to interpolate: its other bound stands.
     """
     low, high = bracket(buckets, q)
-    if isnan(low):
-        return nan
-    if high == inf or high <= 0:
-        return low if high == inf else high
+    if low == -inf:
+        return high
+    if high == inf or isnan(low):
+        return low
     counts = dict(buckets)
-    below = counts.get(low, 0.0) if buckets[0][0] != high else 0.0
+    below = counts.get(low, 0.0)
     inside = counts[high] - below
     return low + (high - low) * (q * buckets[-1][1] - below) / inside if inside else nan
 
 
 def bracket(buckets: Buckets, q: float) -> tuple[float, float]:
-    """The bounds of the bucket that holds the q-quantile, q from 0 to 1; nan where `quantile` is nan."""
-    if len(buckets) < 2 or buckets[-1][0] != inf or buckets[-1][1] <= 0 or not 0 <= q <= 1:
+    """The bounds of the bucket that holds the q-quantile; nan, nan where `quantile` has no answer.
+
+    Raises:
+        ValueError: q is not from 0 to 1.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"q is {q}; a quantile is from 0 to 1")
+    if len(buckets) < 2 or buckets[-1][0] != inf or buckets[-1][1] <= 0:
         return nan, nan
     rank = q * buckets[-1][1]
-    below = min(0.0, buckets[0][0])
+    low = 0.0 if buckets[0][0] > 0 else -inf
     for bound, count in buckets[:-1]:
         if count >= rank:
-            return below, bound
-        below = bound
-    return below, inf
+            return low, bound
+        low = bound
+    return low, inf
 
 
 def page(urls: Iterable[str], names: Collection[str] = ()) -> Page:
@@ -119,5 +125,7 @@ def page(urls: Iterable[str], names: Collection[str] = ()) -> Page:
                 if known is None:
                     samples[key] = sample.value
                 else:
-                    samples[key] = max(known, sample.value) if family.type == "gauge" else known + sample.value
+                    samples[key] = (
+                        max(known, sample.value) if family.type == "gauge" else known + sample.value
+                    )
     return Page(samples, frozenset(gauges), answered)

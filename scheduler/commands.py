@@ -123,6 +123,8 @@ async def _worker(settings: Settings, app: str | None) -> int:
         await index.warm()
         announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())
         await me.run()
+    if me.leftover:
+        os._exit(0)  # the interpreter would wait for these threads, perhaps for ever
     return 0
 
 
@@ -141,7 +143,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
         rows = [
             ("Postgres", masked("postgres_url", settings.postgres_url)),
             ("Redis", masked("redis_addr", settings.redis_addr)),
-            ("API", f"http://{http['http']}/docs"),
+            ("API", f"http://{http['http']}/v1/tasks"),
             ("API metrics", f"http://127.0.0.1:{http['metrics']}/metrics"),
             *(
                 (f"worker {i} metrics", f"http://127.0.0.1:{facts['metrics']}/metrics")

@@ -181,7 +181,7 @@ Kind = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """What a run came to.
 
@@ -201,7 +201,7 @@ class Result:
     run_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """One outcome on its way into Postgres, decided by lifecycle and backoff."""
 
@@ -235,7 +235,7 @@ class Reaped:
     token: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Move:
     """One `place`: take `id` from the lease `token` to `where`. See protocol, place."""
 

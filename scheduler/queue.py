@@ -195,7 +195,8 @@ def _pool(settings: Settings, name: str) -> ConnectionPool:
             decode_responses=True,
             encoding_errors=_FOREIGN,
         )
-        pool.make_connection()  # type: ignore[no-untyped-call] # connects to nothing, but meets every option that the URL carries
+        # Connects to nothing, but meets every option that the URL carries.
+        pool.make_connection()  # type: ignore[no-untyped-call] # redis-py forgot the annotation
     except (TypeError, ValueError) as error:
         raise StartError(f"REDIS_ADDR={config.mask_url(url)} cannot be read: {error}") from None
     return pool

@@ -31,7 +31,6 @@ class Running:
     context: Context
     started: float
     task: asyncio.Task[Any] | None
-    thread: asyncio.Future[Any] | None = None
     cause: Cause | None = None
 
     def end(self, cause: Cause) -> None:
@@ -44,33 +43,23 @@ class Running:
 
 async def run(handler: Handler, running: Running, threads: Executor) -> Result:
     """Call the handler once. Async handlers run on the loop, the others in one of `threads`."""
-    result: Result | None = None
+    result = await _call(handler, running, threads)
+    result.wait_us = max(0, round((running.started - running.lease.claimed) * 1e6))
+    result.run_us = max(0, round((clock.monotonic() - running.started) * 1e6))
+    return result
+
+
+async def _call(handler: Handler, running: Running, threads: Executor) -> Result:
     try:
         payload = running.lease.payload if handler.load is None else handler.load(running.lease.payload)
     except Exception as error:  # noqa: BLE001 - a validator may raise anything
-        result = Result("rejected", f"the payload does not fit the handler: {describe(error)}")
-    if result is None:
-        result = await _call(handler, payload, running, threads)
-    ended = clock.monotonic()
-    return Result(
-        result.kind,
-        result.error,
-        result.after_ms,
-        max(0, round((running.started - running.lease.claimed) * 1e6)),
-        max(0, round((ended - running.started) * 1e6)),
-    )
-
-
-async def _call(handler: Handler, payload: Any, running: Running, threads: Executor) -> Result:
+        return Result("rejected", f"the payload does not fit the handler: {describe(error)}")
     try:
         if handler.is_async:
             await handler.call(payload, running.context)
         else:
-            loop = asyncio.get_running_loop()
-            running.thread = loop.run_in_executor(threads, _in_thread, handler, payload, running.context)
-            # Shielded: a thread cannot be cancelled, and the watch wants to know whether it still runs.
-            await asyncio.shield(running.thread)
-        outcome = _SUCCEEDED
+            await _in_thread(handler, payload, running, threads)
+        outcome = Result("succeeded")
     except Reject as error:
         outcome = Result("rejected", describe(error))
     except Retry as error:
@@ -79,13 +68,8 @@ async def _call(handler: Handler, payload: Any, running: Running, threads: Execu
         outcome = Result("failed", describe(error))
     if running.cause is None:
         return outcome
-    if running.task is not None:
-        while running.task.uncancel():
-            pass
+    _forget_cancellation(running)
     return _ended_by_us(running.cause, handler, running)
-
-
-_SUCCEEDED: Final = Result("succeeded")
 
 
 def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
@@ -101,7 +85,29 @@ class _ThreadEnded(Exception):
     """Carries what a handler in a thread raised past `Exception`: raised on the loop it would end that."""
 
 
-def _in_thread(handler: Handler, payload: Any, context: Context) -> None:
+async def _in_thread(handler: Handler, payload: Any, running: Running, threads: Executor) -> None:
+    """Run a handler in a thread and stay until that has ended, cancelled or not.
+
+    A thread cannot be cancelled. It may see `ctx.cancelled` and end; if it does not, the run stays in
+    progress, past its deadline, and the heartbeat's thread ends the process.
+    """
+    thread = asyncio.get_running_loop().run_in_executor(threads, _guarded, handler, payload, running.context)
+    while True:
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if thread.done() or running.cause is None:
+                raise
+            _forget_cancellation(running)
+
+
+def _forget_cancellation(running: Running) -> None:
+    """The cancellation was ours and has done its work; the slot's task goes on."""
+    while running.task is not None and running.task.uncancel():
+        pass
+
+
+def _guarded(handler: Handler, payload: Any, context: Context) -> None:
     try:
         handler.call(payload, context)
     except Exception:

@@ -32,11 +32,11 @@ _MOST_UNPLACED: Final = 100_000
 
 def decide(lease: Lease, result: Result, handler: Handler | None, settings: Settings) -> Settlement:
     """What a result makes of its task: the rules are lifecycle's, the wait before a retry is backoff's."""
+    if result.kind == "succeeded":
+        return Settlement(lease, "succeeded", "succeeded", wait_us=result.wait_us, run_us=result.run_us)
     base = Settlement(
         lease, "released", "queued", error=result.error, wait_us=result.wait_us, run_us=result.run_us
     )
-    if result.kind == "succeeded":
-        return replace(base, outcome="succeeded", status="succeeded")
     if result.kind == "interrupted":
         return base
     if result.kind == "unknown_type":
@@ -195,9 +195,14 @@ class Settler:
                 m.retried.inc(n)
             elif status == "dead":
                 m.dead.labels(label, priority, reason).inc(n)
+        seconds: dict[str, list[float]] = defaultdict(list)
         for s in stand:
             if s.run_us is not None:
-                m.run_seconds.labels(m.type_label(s.lease.type)).observe(s.run_us / 1e6)
+                seconds[s.lease.type].append(s.run_us / 1e6)
+        for type_, values in seconds.items():
+            observe = m.run_seconds.labels(m.type_label(type_)).observe
+            for value in values:
+                observe(value)
 
     async def _place(self, settled: Sequence[Settlement]) -> None:
         """Tell Redis. What cannot be told now is told with a later batch; the guard is the lease's token."""

@@ -18,7 +18,7 @@ from scheduler import clock
 from scheduler.config import Settings
 from scheduler.handlers import Context, Handler, Registry
 from scheduler.metrics import Metrics
-from scheduler.model import Lease, Result
+from scheduler.model import PRIORITIES, Lease, Result
 from scheduler.run import Running, run
 from scheduler.solo import Solo
 
@@ -53,7 +53,7 @@ class Slots:
         self._give_back = give_back
         self.size = settings.worker_pool
         self._registry = registry
-        self._metrics = metrics
+        self._waits = {p: metrics.start_seconds.labels(p).observe for p in PRIORITIES}
         self._ended = ended
         self._timeout_ms = settings.task_timeout_ms
         self._ahead_s = settings.lease_ahead_ms / 1000
@@ -167,9 +167,7 @@ class Slots:
         lease.renews = handler.heartbeat
         started = clock.monotonic()
         timeout_ms = self._timeout(lease, handler)
-        self._metrics.start_seconds.labels(lease.priority).observe(
-            max(0.0, lease.waited_s + started - lease.claimed)
-        )
+        self._waits[lease.priority](max(0.0, lease.waited_s + started - lease.claimed))
         context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
         running = Running(lease, context, started, task)
         self._running[number] = running

@@ -99,9 +99,8 @@ class Stack:
                 raise StartError(f"{server.name} has ended; see {server.log_path}")
         for child in self.children:
             if child.returncode is not None:
-                raise StartError(
-                    f"`scheduler {child.args[0]}` ended with code {child.returncode}; see {self.data_dir}/logs"
-                )
+                what = f"`scheduler {child.args[0]}` ended with code {child.returncode}"
+                raise StartError(f"{what}; see {self.data_dir / 'logs'}")
 
     def stop(self) -> None:
         """Stop everything: workers, the API, the servers."""
@@ -115,7 +114,7 @@ class Stack:
         *,
         env: Mapping[str, str] | None = None,
     ) -> Child:
-        """Start a child on its addresses, counted up from the settings', or on free ones instead."""
+        """Start a child on its addresses, counted up from those of the settings, or on free ones."""
         env = self.env | dict(env or {})
         settings, _ = load(env)
         for name in addresses:

@@ -72,6 +72,11 @@ def words(values: Iterable[object]) -> str:
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
 
 
+def names(values: Iterable[str]) -> str:
+    """An array literal of plain names. Each is quoted: a bare `null` would be no name but NULL."""
+    return '{"' + '","'.join(values) + '"}'
+
+
 class Filter(NamedTuple):
     """Which dead letters a redrive or a purge means; None = any."""
 
@@ -164,8 +169,8 @@ class Store:
         rows = await self._run(
             "enqueue",
             ids=words(t.id for t in in_order),
-            tenants=words(t.tenant for t in in_order),
-            queues=words(t.queue for t in in_order),
+            tenants=names(t.tenant for t in in_order),
+            queues=names(t.queue for t in in_order),
             types=[t.type for t in in_order],
             priorities=words(t.priority for t in in_order),
             payloads=[t.payload for t in in_order],
@@ -187,17 +192,17 @@ class Store:
         rows = await self._run(
             "known",
             ids=words(t.id for t in tasks),
-            tenants=words(t.tenant for t in tasks),
+            tenants=names(t.tenant for t in tasks),
             keys=_texts([t.idempotency_key for t in tasks]),
         )
-        found = {row[0]: (row[1], Task(*row[2:])) for row in rows}
+        found = {row[0]: (row[1], row[2], Task(*row[3:])) for row in rows}
         answers = {}
         for sent in tasks:
             if sent.id not in found:
                 raise StoreError(f"task {sent.id} was neither inserted nor found")
-            fingerprint, task = found[sent.id]
+            fingerprint, delay_ms, task = found[sent.id]
             if task.id == sent.id:
-                answers[sent.id] = Accepted(task, "created")
+                answers[sent.id] = Accepted(task, "created", delay_ms)
             else:
                 same = fingerprint == sent.fingerprint
                 answers[sent.id] = Accepted(task, "existing" if same else "conflict")

@@ -112,6 +112,11 @@ class Worker:
             Loop("housekeeping", settings.housekeeping_interval_ms / 1000, housekeeper.step, metrics),
         ]
 
+    @property
+    def leftover(self) -> int:
+        """Handlers in threads that outlived the stop: their tasks were given back, they cannot be ended."""
+        return self._slots.busy
+
     def stop(self) -> None:
         """Ask the worker to stop. `run` returns once it has."""
         self._stopping.set()

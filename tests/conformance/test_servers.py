@@ -12,6 +12,7 @@ import redis.asyncio
 from fix_servers import SYSTEM, WHEEL, new_directory, system_redis
 from fix_shards import ServerInspector
 
+import scheduler
 from scheduler import config
 from scheduler.embedded import Redis
 from scheduler.errors import QueueError, QueueUnavailable
@@ -129,6 +130,7 @@ async def test_the_server_knows_each_script_once(own: ServerInspector) -> None:
         for call in (DRAINING | GROWING).values():
             await call(own.shard)
     names = {name.partition(" ")[0] for name in DRAINING | GROWING}
+    assert names == {path.stem for path in Path(scheduler.__file__).parent.glob("lua/*.lua")}
     assert (await own.client.info("memory"))["number_of_cached_scripts"] == len(names)
 
 
