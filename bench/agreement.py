@@ -18,12 +18,12 @@ from bench.scrape import Page
 class P95:
     """A 95th percentile from both sources, in seconds.
 
-    `values` are what Postgres' one is of. The scraped one lies between `low_s` and `high_s`, its bucket's
+    `observed` is what Postgres' one is of. The scraped one lies between `low_s` and `high_s`, its bucket's
     bounds; `scraped_s` is where `histogram_quantile` puts it.
     """
 
     name: str
-    values: pd.Series[float]
+    observed: pd.Series[float]
     scraped_s: float
     low_s: float
     high_s: float
@@ -31,7 +31,7 @@ class P95:
     @property
     def postgres_s(self) -> float:
         """The value by linear interpolation, as `percentile_cont` does it."""
-        return float(self.values.quantile(0.95))
+        return float(self.observed.quantile(0.95))
 
 
 def counts(ledger: Ledger, gained: Page) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def counts(ledger: Ledger, gained: Page) -> pd.DataFrame:
 
 
 def waits(ledger: Ledger, gained: Page) -> list[P95]:
-    """The p95 wait by priority. Comparable where every task was started once: the metric counts all starts."""
+    """The p95 wait by priority; comparable where every task started once, as the metric counts all starts."""
     return _p95s(ledger.first_attempts, "wait_s", "priority", gained, "enqueue_to_start_seconds")
 
 

@@ -6,6 +6,7 @@ itself (its counters, its exit codes) is not asked.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import redis
 from bench.workload import Deck, Expected, expected
 
 _SHOWN: Final = 5
+_LOOK_S: Final = 0.2
 
 # Each query returns the offending task ids; `sent` is the client's list.
 _CHECKS: Final[dict[str, tuple[str, str]]] = {
@@ -126,6 +128,7 @@ def audit(
     *,
     prefix: str = "sched1",
     exactly: Expected | None = None,
+    patience_s: float = 5.0,
 ) -> Verdict:
     """Judge the tasks in `accepted`, the ids that the client was given.
 
@@ -135,12 +138,13 @@ def audit(
         accepted: Task ids, each given by a 2xx.
         prefix: REDIS_PREFIX of the system.
         exactly: What must have become of them to the unit, if nothing went wrong on the way.
+        patience_s: How long Redis, which is told after each commit, may take to agree with Postgres.
     """
     checks = []
     with psycopg.connect(postgres_url) as connection:
         connection.execute("CREATE TEMP TABLE sent (id uuid) ON COMMIT DROP")
         with connection.cursor().copy("COPY sent FROM STDIN") as copy:
-            for id_ in accepted:
+            for id_ in dict.fromkeys(accepted):
                 copy.write_row((id_,))
         checks.append(_duplicates(accepted))
         for name, (meaning, sql) in _CHECKS.items():
@@ -151,13 +155,14 @@ def audit(
         )
         if exactly is not None:
             checks += _exactly(connection, exactly)
-        dead = {
-            str(row[0])
-            for row in connection.execute(
-                "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL"
-            )
-        }
-    checks += _redis(redis_url, prefix, set(accepted), dead)
+        open_ = _ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE finished_at IS NULL")
+        dead = _ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL")
+    until = time.monotonic() + patience_s
+    index = _redis(redis_url, prefix, set(accepted), open_, dead)
+    while not all(check.passed for check in index) and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        index = _redis(redis_url, prefix, set(accepted), open_, dead)
+    checks += index
     return Verdict(len(accepted), statuses, tuple(checks))
 
 
@@ -173,6 +178,10 @@ def _duplicates(accepted: Sequence[str]) -> Check:
 
 def _pairs(connection: psycopg.Connection[Any], sql: str) -> dict[str, int]:
     return {str(k): int(n) for k, n in connection.execute(sql.encode())}
+
+
+def _ids(connection: psycopg.Connection[Any], sql: str) -> set[str]:
+    return {str(row[0]) for row in connection.execute(sql.encode())}
 
 
 def _exactly(connection: psycopg.Connection[Any], want: Expected) -> list[Check]:
@@ -200,7 +209,7 @@ def _exactly(connection: psycopg.Connection[Any], want: Expected) -> list[Check]
     ]
 
 
-def _redis(url: str, prefix: str, accepted: set[str], dead: set[str]) -> list[Check]:
+def _redis(url: str, prefix: str, accepted: set[str], open_: set[str], dead: set[str]) -> list[Check]:
     """What Redis still holds of tasks that have ended, and whether its dead letters are the dead rows."""
     client = redis.Redis.from_url(url, decode_responses=True)
     left: list[str] = []
@@ -208,7 +217,10 @@ def _redis(url: str, prefix: str, accepted: set[str], dead: set[str]) -> list[Ch
     try:
         for key in client.scan_iter(f"{prefix}:*", count=1000):
             held = _members(client, key)
-            (letters if ":dlq:" in key else left).extend(id_ for id_ in held if id_ in accepted)
+            if ":dlq:" in key:
+                letters += [id_ for id_ in held if id_ in accepted]
+            else:
+                left += [id_ for id_ in held if id_ in accepted and id_ not in open_]
     finally:
         client.close()
     wrong = sorted(dead.symmetric_difference(letters))

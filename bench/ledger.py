@@ -77,7 +77,8 @@ class Ledger:
     @property
     def start(self) -> pd.Timestamp:
         """The first task's commit: second 0 of every series."""
-        return self.tasks["created_at"].min()
+        first: pd.Timestamp = self.tasks["created_at"].min()
+        return first
 
     @property
     def first_attempts(self) -> pd.DataFrame:
@@ -127,7 +128,7 @@ def read(postgres_url: str, ids: Sequence[str]) -> Ledger:
 
 
 def depth(ledger: Ledger) -> pd.Series[float]:
-    """Open tasks over time: at each commit or end, by seconds since the start, how many there are after it."""
+    """Open tasks over time: how many there are after each commit or end, by seconds since the start."""
     came = pd.Series(1, index=ledger.seconds(ledger.tasks["created_at"]))
     went = pd.Series(-1, index=ledger.seconds(ledger.tasks["finished_at"].dropna()))
     steps = pd.concat([came, went]).groupby(level=0).sum().sort_index()
@@ -163,7 +164,7 @@ def _query(connection: psycopg.Connection[Any], sql: str, ids: Sequence[str]) ->
     answer = connection.execute(sql.encode(), {"ids": list(ids)})
     assert answer.description is not None
     frame = pd.DataFrame(answer.fetchall(), columns=[column.name for column in answer.description])
-    for name in frame.columns.intersection(_INSTANTS):
+    for name in frame.columns.intersection(list(_INSTANTS)):
         frame[name] = pd.to_datetime(frame[name], utc=True).dt.as_unit("us")
     return frame.astype({"task_id": "string"})
 

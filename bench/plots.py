@@ -1,7 +1,7 @@
 """Plots: each function draws one picture of a burst into the axes that it is given, and returns them.
 
-Axes name their units and begin at 0 unless they say that they are logarithmic. Whatever is summed up is drawn
-over the values that it sums up. Colours are those of Okabe and Ito, which colour-blind eyes tell apart.
+Axes name their units and begin at 0, unless they say that they are logarithmic. Whatever sums values up is
+drawn over the values. The colours are those of Okabe and Ito, which colour-blind eyes tell apart.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 
 from bench import ledger as history
 from bench import sampling
@@ -22,7 +23,7 @@ from bench.report import seconds
 from bench.workload import Expected
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
-YELLOW, BLUE, VERMILION, PURPLE = "#f0e442", "#0072b2", "#d55e00", "#cc79a7"
+BLUE, VERMILION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 
 POSTGRES: Final = BLUE
 SCRAPED: Final = VERMILION
@@ -32,6 +33,7 @@ PRIORITY: Final = {
     "default": (BLUE, "-."),
     "low": (GREEN, ":"),
 }
+"""Colour and dashes of each priority's line."""
 
 STYLE: Final[dict[str, Any]] = {
     "figure.dpi": 90,
@@ -44,60 +46,46 @@ STYLE: Final[dict[str, Any]] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK]),
+    "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK]),
     "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "svg.hashsalt": "scheduler",  # the same plot is the same file
 }
 
-_OPEN: Final = ("queue_depth", "retry_set_depth", "processing_inflight")
-_ENDED: Final = ("tasks_succeeded_total", "tasks_dead_total")
-_RAW: Final[dict[str, Any]] = {"linestyle": "none", "marker": ".", "markersize": 4, "markeredgewidth": 0}
+OPEN: Final = ("queue_depth", "retry_set_depth", "processing_inflight")
+ENDED: Final = ("tasks_succeeded_total", "tasks_dead_total")
 
 
 def use_style() -> None:
     """Make STYLE the style of all plots that follow."""
-    mpl.rcParams.update(STYLE)
+    style.use(STYLE)
 
 
 def drain(ax: Axes, ledger: Ledger, samples: pd.DataFrame) -> Axes:
     """Open tasks over time: from Postgres, and what the gauges said at each scrape."""
     depth = history.depth(ledger)
     ax.step(depth.index, depth, where="post", color=POSTGRES, label="Postgres: committed and not ended")
-    gauges = sampling.total(samples, *_OPEN)
-    ax.plot(
-        *_since_start(ledger, gauges),
-        color=SCRAPED,
-        **_RAW | {"markersize": 7},
-        label="scraped: ready + retry set + in flight",
-    )
+    gauges = sampling.total(samples, *OPEN)
+    _scraped(ax, ledger, gauges, "scraped: ready + in the retry set + in flight")
     ax.set_ylabel("open tasks")
-    return _over_time(ax, depth.index[-1])
+    return _over_time(ax, ledger)
 
 
 def throughput(ax: Axes, ledger: Ledger, samples: pd.DataFrame, *, every_s: float | None = None) -> Axes:
     """Tasks that ended a second: by interval (about 25 unless `every_s` is given), and their mean."""
     end = history.depth(ledger).index[-1]
     every_s = every_s or nice(end / 25)
-    fine = history.throughput(ledger, every_s / 5)
-    ax.plot(fine.index + every_s / 10, fine, color=SKY, **_RAW, label=f"Postgres, by {seconds(every_s / 5)}")
-    coarse = history.throughput(ledger, every_s)
+    fine, coarse = (history.throughput(ledger, width) for width in (every_s / 5, every_s))
+    _raw(ax, fine.index + every_s / 10, fine, SKY, f"Postgres, in steps of {seconds(every_s / 5)}")
     edges = np.append(coarse.index, coarse.index[-1] + every_s)
-    ax.stairs(coarse, edges, color=POSTGRES, linewidth=1.6, label=f"Postgres, by {seconds(every_s)}")
-    scraped = sampling.rate(samples, *_ENDED)
-    ax.plot(
-        *_since_start(ledger, scraped),
-        color=SCRAPED,
-        **_RAW | {"markersize": 7},
-        label="scraped counters, between two scrapes",
-    )
-    mean = ledger.tasks["finished_at"].notna().sum() / end
+    ax.stairs(coarse, edges, color=POSTGRES, linewidth=1.6, label=f"Postgres, in steps of {seconds(every_s)}")
+    _scraped(ax, ledger, sampling.rate(samples, *ENDED), "scraped counters, from scrape to scrape")
+    mean = len(ledger.tasks["finished_at"].dropna()) / end
     ax.axhline(mean, color=BLACK, linestyle="--", linewidth=1, label=f"mean {mean:,.0f}/s")
     ax.set_ylabel("tasks ended (1/s)")
-    return _over_time(ax, end)
+    return _over_time(ax, ledger)
 
 
 def waits(ax: Axes, ledger: Ledger) -> Axes:
@@ -105,89 +93,82 @@ def waits(ax: Axes, ledger: Ledger) -> Axes:
     for priority, runs in ledger.first_attempts.groupby("priority", observed=True):
         colour, dashes = PRIORITY.get(str(priority), (BLACK, "-"))
         share = history.ecdf(runs["wait_s"])
-        ax.plot(share.index, share, color=colour, alpha=0.3, **_RAW)
-        p95 = runs["wait_s"].quantile(0.95)
+        p95 = float(runs["wait_s"].quantile(0.95))
+        _raw(ax, share.index, share, colour)
         label = f"{priority}: p95 {seconds(p95)}, n = {len(runs):,}"
         ax.step(share.index, share, where="post", color=colour, linestyle=dashes, label=label)
         ax.plot([p95], [0.95], "o", color=colour, markersize=5, clip_on=False)
     ax.axhline(0.95, color=BLACK, linewidth=0.8, linestyle="--")
-    ax.set(xlabel="wait from due to start (s)", ylabel="share of first attempts")
+    ax.set(xlabel="wait from due to start (s)", ylabel="share of first attempts", ylim=(0, 1.02))
     ax.set_xlim(left=0)
-    ax.set_ylim(0, 1.02)
-    ax.legend(loc="best")
+    ax.legend(loc="lower right")
     return ax
 
 
 def run_times(ax: Axes, ledger: Ledger) -> Axes:
     """How long runs took by type: every run, their median and p95; and how long lost runs were held."""
     runs = ledger.executions
-    names = list(runs["type"].cat.remove_unused_categories().cat.categories)
-    spread = np.random.default_rng(1).uniform(-0.3, 0.3, len(runs))
+    held = (runs["finished_at"] - runs["claimed_at"]).dt.total_seconds()
+    names = [name for name in runs["type"].cat.categories if (runs["type"] == name).any()]
     for row, name in enumerate(names):
         own = runs["type"] == name
-        ran, lost = own & runs["run_s"].notna(), own & (runs["outcome"] == "lost")
-        ax.plot(runs["run_s"][ran], row + spread[ran], color=SKY, alpha=0.4, **_RAW)
-        held = (runs["finished_at"] - runs["claimed_at"]).dt.totalseconds()[lost]
-        ax.plot(
-            held,
-            row + spread[lost],
-            color=VERMILION,
-            alpha=0.5,
-            **_RAW | {"marker": "x", "markeredgewidth": 0.6},
-        )
-        if ran.any():
-            marks = runs["run_s"][ran].quantile([0.5, 0.95])
-            ax.plot([marks[0.5]], [row], "|", color=BLACK, markersize=18, markeredgewidth=2)
-            ax.plot([marks[0.95]], [row], "D", color=BLACK, markersize=5)
-    ax.plot([], [], color=SKY, **_RAW | {"markersize": 8}, label="one run")
-    ax.plot([], [], color=VERMILION, linestyle="none", marker="x", label="one lost run: claim to reaping")
-    ax.plot([], [], "|", color=BLACK, markersize=10, markeredgewidth=2, label="median of the runs")
-    ax.plot([], [], "D", color=BLACK, markersize=5, label="p95 of the runs")
-    ax.set_yticks(range(len(names)), [f"{name}\nn = {(runs['type'] == name).sum():,}" for name in names])
-    ax.set(xscale="log", xlabel="run time (s, logarithmic)", ylim=(len(names) - 0.5, -0.5))
-    ax.legend(loc="best")
+        ran, lost = runs["run_s"][own].dropna(), held[own & (runs["outcome"] == "lost")]
+        _strip(ax, ran, row, SKY)
+        _strip(ax, lost, row, VERMILION)
+        if len(ran):
+            ax.plot(ran.quantile(0.5), row, "|", color=BLACK, markersize=18, markeredgewidth=2)
+            ax.plot(ran.quantile(0.95), row, "D", color=BLACK, markersize=5)
+    _entries(
+        ax,
+        ("one run", {"color": SKY, "marker": "."}),
+        ("one lost run, from claim to reaping", {"color": VERMILION, "marker": "."}),
+        ("median of the runs", {"color": BLACK, "marker": "|", "markeredgewidth": 2}),
+        ("p95 of the runs", {"color": BLACK, "marker": "D", "markersize": 5}),
+    )
+    _rows(ax, [f"{name}\nn = {(runs['type'] == name).sum():,}" for name in names])
+    ax.set(xscale="log", xlabel="run time (s, logarithmic)")
     return ax
 
 
-def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected | None = None) -> Axes:
-    """What was done again over time, counted up: retries after failures, and runs that the reaper found lost."""
+def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -> Axes:
+    """What was done again over time, counted up: retries after failures, and runs that were reaped."""
     kinds = (
-        ("retries", ledger.retried, "tasks_retried_total", BLUE, expected and expected.retries),
-        ("reaped", ledger.reaped, "tasks_reaped_total", VERMILION, expected and expected.lost),
+        ("retries", ledger.retried, "tasks_retried_total", BLUE, expected.retries),
+        ("reaped", ledger.reaped, "tasks_reaped_total", VERMILION, expected.lost),
     )
     for name, runs, metric, colour, due in kinds:
         count = history.accumulated(ledger, runs["finished_at"])
-        ax.plot(count.index, count, color=colour, alpha=0.4, **_RAW)
-        ax.step(count.index, count, where="post", color=colour, label=f"{name}: {len(runs):,} in Postgres")
+        _raw(ax, count.index, count, colour)
+        ax.step(count.index, count, where="post", color=colour, label=f"{name} in Postgres: {len(runs):,}")
         scraped = sampling.total(samples, metric)
-        ax.plot(*_since_start(ledger, scraped - scraped.iloc[0]), "+", color=colour, label=f"{name}: scraped")
-        if due is not None:
-            ax.axhline(due, color=colour, linewidth=0.8, linestyle="--", label=f"{name}: {due:,} by the deck")
-    ax.set_ylabel("runs since the start")
-    return _over_time(ax, history.depth(ledger).index[-1])
+        at, gained = _since_start(ledger, scraped - scraped.iloc[0])
+        ax.plot(at, gained, "+", color=colour, label=f"{name}, scraped")
+        ax.axhline(due, color=colour, linewidth=0.8, linestyle="--", label=f"{name} by the deck: {due:,}")
+    ax.set_ylabel("runs so far")
+    return _over_time(ax, ledger)
 
 
-def p95(ax: Axes, rows: Sequence[P95]) -> Axes:
+def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
     """Each p95 by Postgres and by the scraped histogram, the latter with its bucket, over the values."""
-    furthest = max(max(row.high_s, row.postgres_s) for row in rows)
-    scale, unit = (1, "s") if furthest >= 1 else (1e3, "ms")
-    edge = 1.15 * furthest
-    spread = np.random.default_rng(1)
+    end = 1.15 * max(max(row.high_s, row.postgres_s) for row in rows)
+    scale, unit = (1, "s") if end >= 1 else (1000, "ms")
     for y, row in enumerate(rows):
-        seen = row.values[row.values <= edge]
-        ax.plot(seen * scale, y + spread.uniform(-0.3, 0.3, len(seen)), color=SKY, alpha=0.4, **_RAW)
-        ax.barh(y, (row.high_s - row.low_s) * scale, 0.5, row.low_s * scale, color=VERMILION, alpha=0.25)
-        ax.plot([row.scraped_s * scale], [y], "D", color=VERMILION, markersize=6)
-        ax.plot([row.postgres_s * scale], [y], "o", color=BLUE, markersize=6)
-        if beyond := len(row.values) - len(seen):
-            ax.annotate(f"{beyond:,} beyond →", (edge * scale, y), ha="right", va="center", fontsize=8)
-    ax.plot([], [], color=SKY, **_RAW | {"markersize": 8}, label="one value in Postgres")
-    ax.plot([], [], "o", color=BLUE, label="p95 of Postgres")
-    ax.plot([], [], "D", color=VERMILION, label="p95 by histogram_quantile")
-    ax.barh(0, 0, color=VERMILION, alpha=0.25, label="its bucket")
-    ax.set_yticks(range(len(rows)), [f"{row.name}\nn = {len(row.values):,}" for row in rows])
-    ax.set(xlim=(0, edge * scale), ylim=(len(rows) - 0.5, -0.5), xlabel=f"time ({unit})")
-    ax.legend(loc="best")
+        shown = row.observed[row.observed <= end]
+        _strip(ax, shown * scale, y, SKY)
+        ax.barh(y, (row.high_s - row.low_s) * scale, 0.5, row.low_s * scale, color=SCRAPED, alpha=0.25)
+        ax.plot(row.scraped_s * scale, y, "D", color=SCRAPED, markersize=6)
+        ax.plot(row.postgres_s * scale, y, "o", color=POSTGRES, markersize=6)
+        if beyond := len(row.observed) - len(shown):
+            ax.annotate(f"{beyond:,} beyond →", (end * scale, y), ha="right", va="center", fontsize=8)
+    _entries(
+        ax,
+        ("one value in Postgres", {"color": SKY, "marker": "."}),
+        ("p95 in Postgres", {"color": POSTGRES, "marker": "o"}),
+        ("p95 by histogram_quantile", {"color": SCRAPED, "marker": "D"}),
+        ("its bucket", {"color": SCRAPED, "marker": "s", "markersize": 9, "alpha": 0.25}),
+    )
+    _rows(ax, [f"{row.name}\nn = {len(row.observed):,}" for row in rows])
+    ax.set(xlabel=f"time ({unit})", xlim=(0, end * scale))
     return ax
 
 
@@ -197,14 +178,40 @@ def nice(length: float) -> float:
     return float(min((1, 2, 5, 10), key=lambda n: abs(n - length / power)) * power)
 
 
+def _raw(ax: Axes, x: Any, y: Any, colour: str, label: str | None = None) -> None:
+    ax.plot(x, y, ".", color=colour, alpha=0.4, markersize=4, markeredgewidth=0, label=label)
+
+
+def _strip(ax: Axes, values: pd.Series[float], row: int, colour: str) -> None:
+    """Every value as a point on its row, spread a little so that equal ones do not hide each other."""
+    _raw(ax, values, row + np.random.default_rng(1).uniform(-0.3, 0.3, len(values)), colour)
+
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _entries(ax: Axes, *entries: tuple[str, dict[str, Any]]) -> None:
+    """A legend above the axes, of marks that are explained once."""
+    for label, look in entries:
+        ax.plot([], [], linestyle="none", label=label, **look)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def _scraped(ax: Axes, ledger: Ledger, series: pd.Series[float], label: str) -> None:
+    ax.plot(*_since_start(ledger, series), "o", color=SCRAPED, markersize=3.5, label=label)
+
+
 def _since_start(ledger: Ledger, series: pd.Series[float]) -> tuple[pd.Series[float], pd.Series[float]]:
-    """A series over time as x (seconds since the start) and y; what lies before the start is left out."""
+    """A series over time as seconds since the start and values; what lies before the start is left out."""
     at = ledger.seconds(series.index.to_series())
     return at[at >= 0], series[at >= 0]
 
 
-def _over_time(ax: Axes, end_s: float) -> Axes:
-    ax.set(xlabel="time since the first commit (s)", xlim=(0, 1.05 * end_s))
+def _over_time(ax: Axes, ledger: Ledger) -> Axes:
+    end = history.depth(ledger).index[-1]
+    ax.set(xlabel="time since the first commit (s)", xlim=(0, 1.05 * end))
     ax.set_ylim(bottom=0)
     ax.legend(loc="best")
     return ax

@@ -37,10 +37,10 @@ MEANINGS: Final[Mapping[str, str]] = {
 # All instants are Postgres' own; a run's start and end were sent as durations since the claim.
 _SNAPSHOT: Final = """
 WITH t AS (
-    SELECT id, status, created_at, finished_at, max_retries, failures
+    SELECT id, status, created_at, finished_at, attempts
     FROM tasks WHERE id = ANY (%(ids)s::uuid[])
 ), r AS (
-    SELECT r.*, t.created_at
+    SELECT r.*, t.created_at, t.attempts
     FROM task_runs AS r JOIN t ON t.id = r.task_id
 )
 SELECT
@@ -54,8 +54,7 @@ SELECT
         ORDER BY extract(epoch FROM coalesce(started_at, claimed_at) - created_at)
     ) FROM r WHERE attempt = 1)::float8,
     (SELECT count(*) FROM t WHERE status = 'dead'),
-    (SELECT count(*) FROM r WHERE outcome IN ('failed', 'timed_out'))
-        - (SELECT count(*) FROM t WHERE status = 'dead' AND failures > max_retries),
+    (SELECT count(*) FROM r WHERE outcome IN ('failed', 'timed_out') AND attempt < attempts),
     (SELECT count(*) FROM r WHERE outcome = 'lost')
 """
 
@@ -104,17 +103,23 @@ class Snapshot:
 
 def seconds(value: float) -> str:
     """A duration with a unit that suits it."""
-    if value < 0.001:
+    if value < 0.0009995:
         return f"{value * 1e6:.0f} µs"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+    return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
 def snapshot(postgres_url: str, ids: Sequence[str], *, workers: int, slots: int) -> Snapshot:
-    """Measure one burst from the history of the tasks in `ids`."""
+    """Measure one burst from the history of the tasks in `ids`.
+
+    Raises:
+        ValueError: none of the tasks has ended.
+    """
     with psycopg.connect(postgres_url) as connection:
         row = connection.execute(_SNAPSHOT.encode(), {"ids": list(ids)}).fetchone()
     assert row is not None
     tasks, ended, drain, held, run, wait, dead, retries, reaped = row
+    if not ended:
+        raise ValueError(f"of {len(ids):,} tasks none has ended, so there is nothing to measure")
     return Snapshot(tasks, workers, slots, ended, drain, held / drain, run, wait, dead, retries, reaped)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from itertools import pairwise
 from types import TracebackType
 from typing import Final, Self
 
@@ -79,7 +80,7 @@ class Sampler:
     def longest_gap_s(self) -> float:
         """The longest time between two samples, in seconds; 0 if there are fewer than two."""
         times = [t for t, _ in self._pages]
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in pairwise(times)), default=0.0)
 
     def frame(self) -> pd.DataFrame:
         """The samples, one a row, in the order of their times.
@@ -122,11 +123,13 @@ class Sampler:
 def total(samples: pd.DataFrame, *metrics: str) -> pd.Series[float]:
     """The sum of `metrics` over all their labels at each sample: values by the time `at`."""
     chosen = samples[samples["metric"].isin(metrics)]
-    return chosen.groupby("at")["value"].sum()
+    summed: pd.Series[float] = chosen.groupby("at")["value"].sum()
+    return summed
 
 
 def rate(samples: pd.DataFrame, *metrics: str) -> pd.Series[float]:
     """What the counters gained a second between each sample and the one before it, by its time `at`."""
     counted = total(samples, *metrics)
     seconds = counted.index.to_series().diff().dt.total_seconds()
-    return (counted.diff() / seconds).dropna()
+    gained: pd.Series[float] = counted.diff() / seconds
+    return gained.dropna()

@@ -99,7 +99,7 @@ def bracket(buckets: Buckets, q: float) -> tuple[float, float]:
 
 
 def page(urls: Iterable[str], names: Collection[str] = ()) -> Page:
-    """Scrape endpoints one after the other. One that does not answer is left out: a worker may just have died.
+    """Scrape endpoints one after the other. One that does not answer is left out: it may just have died.
 
     Args:
         urls: The endpoints.
@@ -121,11 +121,8 @@ def page(urls: Iterable[str], names: Collection[str] = ()) -> Page:
                 gauges.add(family.name)
             for sample in family.samples:
                 key = (sample.name, frozenset(sample.labels.items()))
-                known = samples.get(key)
-                if known is None:
-                    samples[key] = sample.value
-                else:
-                    samples[key] = (
-                        max(known, sample.value) if family.type == "gauge" else known + sample.value
-                    )
+                value = sample.value
+                if key in samples:
+                    value = max(samples[key], value) if family.type == "gauge" else samples[key] + value
+                samples[key] = value
     return Page(samples, frozenset(gauges), answered)

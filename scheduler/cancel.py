@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler import log
+from scheduler import failpoints, log
 from scheduler.errors import QueueError
 from scheduler.model import Task
 from scheduler.queue import Index
@@ -15,10 +15,11 @@ async def cancel(store: Store, index: Index, task_id: str) -> tuple[Task | None,
     A waiting retry leaves Redis at once; an id in a list or under a lease leaves when its claim is refused.
     A worker that runs the task learns of it with its next renewal.
     """
-    task, cancelled = await store.cancel(task_id)
+    task, cancelled = await failpoints.through("cancel.commit", store.cancel(task_id))
     if task is not None and cancelled:
         try:
-            await index.shard(task.queue).forget([(task.id, task.priority)])
+            forget = index.shard(task.queue).forget([(task.id, task.priority)])
+            await failpoints.through("cancel.forget", forget)
         except QueueError as error:
             log.get("cancel").warning("cancelled in Postgres; the claim will refuse the id", error=str(error))
     return task, cancelled

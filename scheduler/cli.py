@@ -151,10 +151,11 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.command in {"demo", "load"}:
         module = _bench("demo" if args.command == "demo" else "load_cli")
         return int(module.main(args))
-    from scheduler import commands, log
+    from scheduler import commands, failpoints, log
     from scheduler.config import load
 
     settings, sources = load(os.environ)
+    failpoints.arm(os.environ.get("SCHEDULER_FAILPOINT", ""))
     log.configure(settings.log_level, settings.log_format)
     if args.command == "up":
         return commands.up(args, os.environ)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from scheduler import log
+from scheduler import failpoints, log
 from scheduler.errors import QueueError
 from scheduler.model import Priority
 from scheduler.queue import Index
@@ -22,10 +22,11 @@ _PAGE: Final = 500
 async def redrive(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
     """Queue every dead letter that fits `which` again; how many. `progress` is told the count so far."""
     total = 0
-    while rows := await store.redrive(which, page=_PAGE):
+    while rows := await failpoints.through("redrive.commit", store.redrive(which, page=_PAGE)):
         for queue, entries in _by_queue(rows).items():
             try:
-                await index.shard(queue).push([(id_, priority, 0) for id_, priority in entries])
+                push = index.shard(queue).push([(id_, priority, 0) for id_, priority in entries])
+                await failpoints.through("redrive.push", push)
             except QueueError as error:
                 log.get("dlq").warning("redriven in Postgres; reconcile will push", error=str(error))
         total += len(rows)
@@ -36,10 +37,10 @@ async def redrive(store: Store, index: Index, which: Filter, progress: Callable[
 async def purge(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
     """Take every dead letter that fits `which` off the queue; how many. The tasks stay dead, as history."""
     total = 0
-    while rows := await store.purge(which, page=_PAGE):
+    while rows := await failpoints.through("purge.commit", store.purge(which, page=_PAGE)):
         for queue, entries in _by_queue(rows).items():
             try:
-                await index.shard(queue).dlq_del(entries)
+                await failpoints.through("purge.remove", index.shard(queue).dlq_del(entries))
             except QueueError as error:
                 log.get("dlq").warning("purged in Postgres; reconcile will follow", error=str(error))
         total += len(rows)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from scheduler import clock, log
+from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.errors import InputRefused, Overloaded, QueueError, StoreError, StoreUnavailable
 from scheduler.metrics import Metrics
@@ -141,7 +141,7 @@ class Enqueuer:
         tasks = [task for unit in units for task in unit.tasks]
         while True:
             try:
-                return await self._store.enqueue(tasks)
+                return await failpoints.through("enqueue.commit", self._store.enqueue(tasks))
             except StoreUnavailable:
                 if clock.monotonic() + _RETRY_PAUSE_S > min(unit.deadline for unit in units):
                     raise
@@ -156,7 +156,7 @@ class Enqueuer:
             by_queue[a.task.queue].append((a.task.id, a.task.priority, a.delay_ms))
         try:
             for queue, entries in by_queue.items():
-                await self._index.shard(queue).push(entries)
+                await failpoints.through("enqueue.push", self._index.shard(queue).push(entries))
         except QueueError as error:
             # While Redis is away no request should wait for it, so it is tried again at growing intervals.
             if not self._push_pause_s:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
-from scheduler import clock, log
+from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.errors import StoreError
 from scheduler.held import Held
@@ -117,7 +117,9 @@ class Heartbeat:
         due = self._held.due(now, min(self._vis_s / 2, _LONGEST_UNSEEN_S))
         if not due:
             return
-        kept = await store.renew(due, vis_ms=self._settings.vis_timeout_ms)
+        kept = await failpoints.through(
+            "heartbeat.renew", store.renew(due, vis_ms=self._settings.vis_timeout_ms)
+        )
         for lease in due:
             if lease.id in kept:
                 lease.renewed, lease.expires = now, now + self._vis_s

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final
 
-from scheduler import clock, log
+from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.errors import QueueError, StoreUnavailable
 from scheduler.fairness import Policy
@@ -75,7 +75,7 @@ class Lessor:
             self._queues.append(self._queues.pop(0))  # each queue comes first in turn
             shard = self._index.shard(queue)
             token = f"{self._token_base}:{next(self._tokens)}"
-            ids = await shard.lease(n, token, self._vis_ms, self._policy)
+            ids = await failpoints.through("lease.pop", shard.lease(n, token, self._vis_ms, self._policy))
             self.polled = clock.monotonic()
             if ids:
                 return await self._claim(shard, ids, token)
@@ -87,8 +87,9 @@ class Lessor:
         while True:
             sent = clock.monotonic()
             try:
-                leases, refusals = await self._store.claim(
-                    ids, token=token, worker=self._worker, vis_ms=self._vis_ms
+                leases, refusals = await failpoints.through(
+                    "lease.claim",
+                    self._store.claim(ids, token=token, worker=self._worker, vis_ms=self._vis_ms),
                 )
                 break
             except StoreUnavailable as error:
@@ -117,6 +118,6 @@ class Lessor:
             if r.where is not None
         ]
         try:
-            await shard.place(moves)
+            await failpoints.through("lease.place", shard.place(moves))
         except QueueError as error:
             self._log.warning("refused ids stay leased until the reaper finds them", error=str(error))

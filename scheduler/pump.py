@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scheduler import failpoints
 from scheduler.queue import Index
 
 
@@ -19,6 +20,6 @@ class Pump:
         """Move up to RETRY_BATCH_SIZE due ids per priority; True if a full page suggests more."""
         full = False
         for queue in self._queues:
-            moved = await self._index.shard(queue).pump(self._batch)
+            moved = await failpoints.through("pump.move", self._index.shard(queue).pump(self._batch))
             full = full or moved >= self._batch
         return full

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler import log
+from scheduler import failpoints, log
 from scheduler.metrics import Metrics
 from scheduler.model import Move, Reaped
 from scheduler.queue import Index, Shard
@@ -37,19 +37,19 @@ class Reaper:
         full = False
         for queue in self._queues:
             shard = self._index.shard(queue)
-            expired = await shard.expired(self._batch)
+            expired = await failpoints.through("reap.expired", shard.expired(self._batch))
             if expired:
                 await self._reap(shard, expired)
                 full = full or len(expired) >= self._batch
         return full
 
     async def _reap(self, shard: Shard, expired: Sequence[tuple[str, str]]) -> None:
-        reaped = await self._store.reap([id_ for id_, _ in expired], max_losses=self._max_losses)
+        ids = [id_ for id_, _ in expired]
+        reaped = await failpoints.through("reap.commit", self._store.reap(ids, max_losses=self._max_losses))
         self._count(reaped)
         tokens = dict(expired)
-        await shard.place(
-            [Move(r.id, tokens[r.id], r.where, r.priority, r.delay_ms, r.token) for r in reaped]
-        )
+        moves = [Move(r.id, tokens[r.id], r.where, r.priority, r.delay_ms, r.token) for r in reaped]
+        await failpoints.through("reap.place", shard.place(moves))
 
     def _count(self, reaped: Sequence[Reaped]) -> None:
         lost = [r for r in reaped if r.lost]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
-from scheduler import log
+from scheduler import failpoints, log
 from scheduler.config import Settings
 from scheduler.metrics import Metrics
 from scheduler.model import PRIORITIES, OpenRow, Priority
@@ -86,14 +86,16 @@ class Reconciler:
         else:
             await self._some()
         for c in censuses:
-            if await c.shard.set_epoch(c.expected, str(c.next_epoch)):
-                await self._store.set_epoch(c.queue, c.next_epoch, run_id)
+            if await failpoints.through("reconcile.epoch", c.shard.set_epoch(c.expected, str(c.next_epoch))):
+                await failpoints.through(
+                    "reconcile.mirror", self._store.set_epoch(c.queue, c.next_epoch, run_id)
+                )
         self._recent = next_recent
         return dict(self._found)
 
     async def _census(self, epoch: Epoch, run_id: str) -> _Census:
         shard = self._index.shard(epoch.queue)
-        census = await shard.census()
+        census = await failpoints.through("reconcile.census", shard.census())
         number = int(census.epoch) if census.epoch is not None and census.epoch.isdecimal() else None
         lost = number is None or number < epoch.epoch or run_id != epoch.run_id
         expected = census.epoch
@@ -154,9 +156,9 @@ class Reconciler:
             if token is not None and self._overdue(row, token, older=older):
                 nudge.append((row.id, row.priority))
         if push:
-            self._repaired("pushed", await shard.push(push))
+            self._repaired("pushed", await failpoints.through("reconcile.push", shard.push(push)))
         if adopt:
-            self._repaired("adopted", await shard.adopt(adopt))
+            self._repaired("adopted", await failpoints.through("reconcile.adopt", shard.adopt(adopt)))
         if nudge:
             self._repaired("nudged", await shard.nudge(nudge))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
-from scheduler import clock, lifecycle, log
+from scheduler import clock, failpoints, lifecycle, log
 from scheduler.backoff import Backoff
 from scheduler.config import Settings
 from scheduler.errors import InputRefused, QueueError, StoreError
@@ -147,7 +147,10 @@ class Settler:
         pause = _PAUSE_S
         while batch:
             try:
-                settled = await self._store.settle(batch, worker=self._worker)
+                point = "release" if all(s.outcome == "released" for s in batch) else "settle"
+                settled = await failpoints.through(
+                    f"{point}.commit", self._store.settle(batch, worker=self._worker)
+                )
             except InputRefused as error:
                 return await self._record_halves(batch, error)
             except StoreError as error:
@@ -214,7 +217,9 @@ class Settler:
             moves[s.lease.queue].append(move(s))
         for queue, batch in moves.items():
             try:
-                self._metrics.acks.inc(await self._index.shard(queue).place(batch))
+                point = "release" if all(m.where == "head" for m in batch) else "settle"
+                place = self._index.shard(queue).place(batch)
+                self._metrics.acks.inc(await failpoints.through(f"{point}.place", place))
             except QueueError as error:
                 self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))
                 self._unplaced.extend((queue, m) for m in batch)

@@ -53,6 +53,7 @@ _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
 
 FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @cache
@@ -75,6 +76,15 @@ def words(values: Iterable[object]) -> str:
 def names(values: Iterable[str]) -> str:
     """An array literal of plain names. Each is quoted: a bare `null` would be no name but NULL."""
     return '{"' + '","'.join(values) + '"}'
+
+
+def spelled(ids: Iterable[str]) -> str:
+    """An array literal of those that are spelled like ids of ours; the others name no row.
+
+    Ids come back from Redis, where somebody may have put anything. Postgres would refuse the whole statement
+    for it, and take another spelling of an id for the id.
+    """
+    return words(id_ for id_ in ids if _ID.fullmatch(id_))
 
 
 class Filter(NamedTuple):
@@ -217,7 +227,7 @@ class Store:
 
         Calling again with the same token returns the same claims and starts nothing twice.
         """
-        rows = await self._run("claim", ids=words(sorted(ids)), token=token, worker=worker, vis_ms=vis_ms)
+        rows = await self._run("claim", ids=spelled(sorted(ids)), token=token, worker=worker, vis_ms=vis_ms)
         claimed = {row[0]: Lease(*row) for row in rows}
         refusals: list[Refusal] = []
         missing = [id_ for id_ in ids if id_ not in claimed]
@@ -232,7 +242,7 @@ class Store:
 
     async def _refusals(self, ids: Sequence[str]) -> list[Refusal]:
         """Why ids could not be claimed, read after the claim: its snapshot may be older than the cause."""
-        rows = {row[0]: row for row in await self._run("look", ids=words(ids))}
+        rows = {row[0]: row for row in await self._run("look", ids=spelled(ids))}
         return [_refusal(id_, rows.get(id_)) for id_ in ids]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[str]:
@@ -292,9 +302,9 @@ class Store:
 
     async def reap(self, ids: Sequence[str], *, max_losses: int) -> list[Reaped]:
         """Settle lapsed leases among `ids` as lost; say of every id where it belongs now."""
-        rows = await self._run("reap", ids=words(sorted(ids)), max_losses=max_losses)
+        rows = await self._run("reap", ids=spelled(sorted(ids)), max_losses=max_losses)
         lost = {row[0]: row for row in rows}
-        looked = {row[0]: row for row in await self._run("look", ids=words(ids))}
+        looked = {row[0]: row for row in await self._run("look", ids=spelled(ids))}
         return [_reaped(id_, lost.get(id_), looked.get(id_)) for id_ in ids]
 
     # steering
@@ -432,7 +442,7 @@ class Store:
 
     async def still_dead(self, ids: Sequence[str]) -> set[str]:
         """Which of `ids` are dead letters."""
-        return {row[0] for row in await self._run("still_dead", ids=words(ids))}
+        return {row[0] for row in await self._run("still_dead", ids=spelled(ids))}
 
     async def recent_id(self, age_ms: int) -> str:
         """The smallest id that a task made `age_ms` ago can have."""

@@ -66,7 +66,12 @@ async def test_every_field_comes_back_as_it_was_sent(store: Store, db: Database)
     assert row["idempotency_key"] == "key"
     assert 59_000 < row["due_in_ms"] <= 60_000 == accepted.delay_ms
     key = db.row("SELECT * FROM idempotency_keys")
-    assert (key["tenant"], key["key"], str(key["task_id"]), key["fingerprint"]) == ("acme", "key", sent.id, "a" * 64)
+    assert (key["tenant"], key["key"], str(key["task_id"]), key["fingerprint"]) == (
+        "acme",
+        "key",
+        sent.id,
+        "a" * 64,
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -192,7 +197,8 @@ async def test_a_key_whose_holder_gives_up_is_free(store: Store, db: Database):
     """Whoever waits for the commit of the same key gets the key if that commit does not come."""
     with pytest.raises(ZeroDivisionError), db.transaction() as other:
         other.rows(
-            "INSERT INTO idempotency_keys VALUES ('default', 'a', 'f', %s, now() + interval '1 day')", new_id()
+            "INSERT INTO idempotency_keys VALUES ('default', 'a', 'f', %s, now() + interval '1 day')",
+            new_id(),
         )
         waiting = asyncio.create_task(store.enqueue([keyed("a")]))
         await db.blocked()
@@ -215,7 +221,12 @@ async def test_a_thousand_tasks_are_one_statement(store: Store, db: Database):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"payload": r'{"a": "\u0000"}'}, {"payload": r'{"a": "\ud800"}'}, {"payload": '{"a": 1e131073}'}, {"type_": "a\0b"}],
+    [
+        {"payload": r'{"a": "\u0000"}'},
+        {"payload": r'{"a": "\ud800"}'},
+        {"payload": '{"a": 1e131073}'},
+        {"type_": "a\0b"},
+    ],
     ids=["NUL in the payload", "a lone surrogate", "a number too large", "NUL in a text"],
 )
 async def test_a_refused_value_writes_nothing_at_all(store: Store, db: Database, fields: dict):

@@ -1,0 +1,143 @@
+"""The command `notebooks`: execute the notebooks and keep what they showed.
+
+A notebook's source is a Python file in `notebooks/` (jupytext's percent format). Its cell tagged `parameters`
+assigns defaults, and a profile replaces them: `ci` is small enough for a test, `full` is what is published.
+The kernel is a fresh one on the Python that runs this, whatever kernels are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import jupytext
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from scheduler.errors import ConfigError
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+SOURCES: Final = ROOT / "notebooks"
+TAG: Final = "parameters"
+LARGEST_BYTES: Final = 500_000
+CELL_TIMEOUT_S: Final = {"ci": 120, "full": 1200}
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts ipykernel on the Python that runs this; no installed kernel specification is asked."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What the kernel is started with."""
+        return KernelSpec(**get_kernel_dict())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `notebooks` to `parser`."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks by the beginning of a name (all)")
+    parser.add_argument("--profile", choices=tuple(CELL_TIMEOUT_S), default="ci", help="how much is run (ci)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/notebooks", help="where to (docs/notebooks)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 if every notebook ran without an error and is small enough, 1 if not."""
+    passed = True
+    for source in chosen(args.names):
+        began = time.monotonic()
+        notebook = build(source, {"profile": args.profile})
+        error = execute(notebook, timeout_s=CELL_TIMEOUT_S[args.profile])
+        target = args.out / source.with_suffix(".ipynb").name
+        size = 0 if error else write(notebook, target)
+        if size > LARGEST_BYTES:
+            error = f"its result of {size:,} bytes is larger than {LARGEST_BYTES:,}: draw fewer points"
+        took = f"{time.monotonic() - began:.1f} s"
+        if error:
+            print(f"{source.name}: {error} (after {took})", file=sys.stderr)
+            passed = False
+        else:
+            print(f"{source.name}: {took}, profile {args.profile}, {size:,} bytes in {target}", flush=True)
+    return 0 if passed else 1
+
+
+def chosen(names: Sequence[str]) -> list[Path]:
+    """The sources whose names begin like one of `names`, or all of them.
+
+    Raises:
+        ConfigError: a name fits none of them.
+    """
+    every = sorted(SOURCES.glob("*.py"))
+    for name in names:
+        if not any(source.name.startswith(name) for source in every):
+            have = ", ".join(source.stem for source in every)
+            raise ConfigError(f"no notebook begins with {name!r}; there are {have or 'none'} in {SOURCES}")
+    return [s for s in every if not names or any(s.name.startswith(name) for name in names)]
+
+
+def build(source: Path, parameters: Mapping[str, object]) -> NotebookNode:
+    """The notebook of a source, with other values for its parameters.
+
+    Raises:
+        ConfigError: it has no cell tagged `parameters`, or that cell does not assign one of them.
+    """
+    notebook = jupytext.read(source)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # random ids would make every build differ
+    tagged = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", ())]
+    if len(tagged) != 1:
+        raise ConfigError(f"{source}: one cell must be tagged {TAG!r}, and {len(tagged)} are")
+    for name, value in parameters.items():
+        line = re.compile(rf"^{re.escape(name)} = [^#\n]*?(?=\s*(#.*)?$)", re.MULTILINE)
+        tagged[0].source, found = line.subn(lambda _, n=name, v=value: f"{n} = {v!r}", tagged[0].source)
+        if found != 1:
+            raise ConfigError(f"{source}: the cell tagged {TAG!r} must assign {name} in a line of its own")
+    return notebook
+
+
+def execute(notebook: NotebookNode, *, timeout_s: float) -> str | None:
+    """Run all cells of `notebook`, in place, in a fresh kernel; what went wrong in one line, or None."""
+    client = NotebookClient(
+        notebook,
+        timeout=timeout_s,
+        kernel_manager_class=OwnKernel,
+        record_timing=False,
+        resources={"metadata": {"path": str(ROOT)}},
+    )
+    with tempfile.TemporaryDirectory() as profile:
+        try:
+            client.execute(env=_environment(profile))
+        except CellExecutionError as error:
+            return f"a cell failed: {error.ename}: {error.evalue}"
+        except CellTimeoutError:
+            return f"a cell took more than {timeout_s:g} s"
+        except DeadKernelError:
+            return "the kernel died"
+    return None
+
+
+def write(notebook: NotebookNode, target: Path) -> int:
+    """Write a notebook, whole or not at all; its size in bytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    part.replace(target)
+    return target.stat().st_size
+
+
+def _environment(profile: str) -> dict[str, str]:
+    """Ours, so that this checkout is imported, without what a person has configured for their own kernels."""
+    personal = {"MPLBACKEND", "PYTHONSTARTUP", "IPYTHONDIR", "MATPLOTLIBRC"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    kept: dict[str, Any] = {k: v for k, v in os.environ.items() if k not in personal}
+    return kept | {"PYTHONPATH": path, "IPYTHONDIR": profile}
