@@ -60,7 +60,7 @@ def counts(ledger: Ledger, gained: Page) -> pd.DataFrame:
 
 def waits(ledger: Ledger, gained: Page) -> list[P95]:
     """The p95 wait by priority; comparable where every task started once, as the metric counts all starts."""
-    return _p95s(ledger.first_attempts, "wait_s", "priority", gained, "enqueue_to_start_seconds")
+    return _p95s(ledger.first_starts, "wait_s", "priority", gained, "enqueue_to_start_seconds")
 
 
 def run_times(ledger: Ledger, gained: Page) -> list[P95]:

@@ -29,19 +29,26 @@ ORDER BY created_at, id
 """
 
 # A row keeps only its newest due time. It is that of an attempt if it lies before the claim; a lost attempt
-# is followed by one that is due at once; the due time of a retry that failed in its turn is gone.
+# is followed by one that is due at once; the due time of a retry that failed in its turn is gone. What was
+# only claimed and given back changes nothing: the task has been waiting all along.
 _EXECUTIONS: Final = """
 SELECT
     t.id::text AS task_id, t.type, t.priority, r.attempt, r.outcome, r.worker, t.created_at AS enqueued_at,
     CASE
         WHEN t.due_at <= r.claimed_at THEN greatest(t.due_at, before.finished_at)
-        WHEN r.attempt = 1 THEN t.created_at
+        WHEN before.outcome IS NULL THEN t.created_at
         WHEN before.outcome = 'lost' THEN before.finished_at
     END AS due_at,
     r.claimed_at, r.started_at, r.finished_at, r.attempt < t.attempts AS again
 FROM tasks AS t
 JOIN task_runs AS r ON r.task_id = t.id
-LEFT JOIN task_runs AS before ON before.task_id = t.id AND before.attempt = r.attempt - 1
+LEFT JOIN LATERAL (
+    SELECT outcome, finished_at
+    FROM task_runs
+    WHERE task_id = t.id AND attempt < r.attempt AND outcome <> 'released'
+    ORDER BY attempt DESC
+    LIMIT 1
+) AS before ON true
 WHERE t.id = ANY (%(ids)s::uuid[])
 ORDER BY r.claimed_at, t.id, r.attempt
 """
@@ -61,13 +68,15 @@ class Ledger:
     executions, one row an ended attempt in the order of claims:
         task_id (string), type, priority, outcome, worker (categories), attempt (int, from 1)
         enqueued_at: the task's commit
-        due_at: when this attempt could have been claimed; of a first attempt the commit, if the task was
-            retried later (a delay that it came with is then unknown); of a retry that failed in its turn NaT
+        due_at: from when on the task had been ready for this attempt. For the first one it is the commit if
+            the task was retried later (a delay that it came with is then forgotten); for a retry that failed
+            in its turn it is unknown, so NaT
         claimed_at: when a worker got it
         started_at: when its handler was called; NaT if it never was, or if the run was lost
         finished_at: when the handler returned, or the run was found to be lost
         again (bool): another attempt was claimed after this one
-        wait_s (float): seconds from due_at to started_at, or to claimed_at if that is missing
+        wait_s (float): seconds from due_at to started_at, or to the claim of a lost run; nan if the attempt
+            was not started or due_at is unknown
         run_s (float): seconds that the handler ran; nan without a start
     """
 
@@ -81,9 +90,10 @@ class Ledger:
         return first
 
     @property
-    def first_attempts(self) -> pd.DataFrame:
-        """The executions that were the first of their task."""
-        return self.executions[self.executions["attempt"] == 1]
+    def first_starts(self) -> pd.DataFrame:
+        """Each task's first execution that was started; what was claimed and given back does not count."""
+        started = self.executions["started_at"].notna() | (self.executions["outcome"] == "lost")
+        return self.executions[started].sort_values("attempt", kind="stable").drop_duplicates("task_id")
 
     @property
     def retried(self) -> pd.DataFrame:
@@ -116,12 +126,13 @@ def read(postgres_url: str, ids: Sequence[str]) -> Ledger:
         status=_words(tasks["status"], STATUSES),
         dead_reason=_words(tasks["dead_reason"], REASONS),
     )
+    began = runs["started_at"].mask(runs["outcome"] == "lost", runs["claimed_at"])
     runs = runs.assign(
         type=_words(runs["type"], TYPES),
         priority=_words(runs["priority"], PRIORITIES),
         outcome=_words(runs["outcome"], OUTCOMES),
         worker=runs["worker"].astype("category"),
-        wait_s=(runs["started_at"].fillna(runs["claimed_at"]) - runs["due_at"]).dt.total_seconds(),
+        wait_s=(began - runs["due_at"]).dt.total_seconds(),
         run_s=(runs["finished_at"] - runs["started_at"]).dt.total_seconds(),
     )
     return Ledger(tasks, runs)
@@ -151,9 +162,9 @@ def ecdf(values: pd.Series[float]) -> pd.Series[float]:
 
 
 def accumulated(ledger: Ledger, instants: pd.Series[pd.Timestamp]) -> pd.Series[float]:
-    """How many of `instants` have passed, by seconds since the start at each of them."""
+    """How many of `instants` have passed, by seconds since the start at each of them, from 0 at second 0."""
     at = ledger.seconds(instants.dropna()).sort_values()
-    counts = pd.Series(range(1, len(at) + 1), index=at.to_numpy(), dtype=float)
+    counts = pd.Series(range(len(at) + 1), index=[0.0, *at], dtype=float)
     return counts.groupby(level=0).max().rename_axis("t_s").rename("count")
 
 

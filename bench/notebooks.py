@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import jupytext
+import jupytext  # type: ignore[import-untyped] # it ships no types
 import nbformat
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
@@ -36,7 +36,13 @@ CELL_TIMEOUT_S: Final = {"ci": 120, "full": 1200}
 
 
 class OwnKernel(AsyncKernelManager):
-    """Starts ipykernel on the Python that runs this; no installed kernel specification is asked."""
+    """Starts ipykernel on the Python that runs this; no installed kernel specification is asked.
+
+    They talk through sockets that are files of ours: no port is open to others on the machine.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"transport": "ipc"} | options)
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -91,18 +97,23 @@ def build(source: Path, parameters: Mapping[str, object]) -> NotebookNode:
     Raises:
         ConfigError: it has no cell tagged `parameters`, or that cell does not assign one of them.
     """
-    notebook = jupytext.read(source)
+    notebook: NotebookNode = jupytext.read(source)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # random ids would make every build differ
     tagged = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", ())]
     if len(tagged) != 1:
         raise ConfigError(f"{source}: one cell must be tagged {TAG!r}, and {len(tagged)} are")
+    (cell,) = tagged
     for name, value in parameters.items():
-        line = re.compile(rf"^{re.escape(name)} = [^#\n]*?(?=\s*(#.*)?$)", re.MULTILINE)
-        tagged[0].source, found = line.subn(lambda _, n=name, v=value: f"{n} = {v!r}", tagged[0].source)
-        if found != 1:
-            raise ConfigError(f"{source}: the cell tagged {TAG!r} must assign {name} in a line of its own")
+        if len(re.findall(_assignment(name), cell.source)) != 1:
+            raise ConfigError(f"{source}: the cell tagged {TAG!r} must assign {name} in one line of its own")
+        cell.source = re.sub(_assignment(name), f"{name} = {value!r}", cell.source)
     return notebook
+
+
+def _assignment(name: str) -> str:
+    """A pattern for the line that assigns `name`, up to its comment."""
+    return rf"(?m)^{re.escape(name)} = .*?(?=\s*#|$)"
 
 
 def execute(notebook: NotebookNode, *, timeout_s: float) -> str | None:
@@ -112,6 +123,7 @@ def execute(notebook: NotebookNode, *, timeout_s: float) -> str | None:
         timeout=timeout_s,
         kernel_manager_class=OwnKernel,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(ROOT)}},
     )
     with tempfile.TemporaryDirectory() as profile:
@@ -130,7 +142,7 @@ def write(notebook: NotebookNode, target: Path) -> int:
     """Write a notebook, whole or not at all; its size in bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    nbformat.write(notebook, part)  # type: ignore[no-untyped-call] # it is not annotated
     part.replace(target)
     return target.stat().st_size
 

@@ -74,14 +74,15 @@ def drain(ax: Axes, ledger: Ledger, samples: pd.DataFrame) -> Axes:
 
 
 def throughput(ax: Axes, ledger: Ledger, samples: pd.DataFrame, *, every_s: float | None = None) -> Axes:
-    """Tasks that ended a second: by interval (about 25 unless `every_s` is given), and their mean."""
+    """Tasks that ended a second: by interval (about 15 unless `every_s` is given), and their mean."""
     end = history.depth(ledger).index[-1]
-    every_s = every_s or nice(end / 25)
-    fine, coarse = (history.throughput(ledger, width) for width in (every_s / 5, every_s))
-    _raw(ax, fine.index + every_s / 10, fine, SKY, f"Postgres, in steps of {seconds(every_s / 5)}")
-    edges = np.append(coarse.index, coarse.index[-1] + every_s)
-    ax.stairs(coarse, edges, color=POSTGRES, linewidth=1.6, label=f"Postgres, in steps of {seconds(every_s)}")
-    _scraped(ax, ledger, sampling.rate(samples, *ENDED), "scraped counters, from scrape to scrape")
+    every_s = every_s or nice(end / 15)
+    rates = history.throughput(ledger, every_s)
+    edges = np.append(rates.index, rates.index[-1] + every_s)
+    commits = ledger.seconds(ledger.tasks["finished_at"].dropna()).drop_duplicates()
+    ax.plot(commits, np.zeros(len(commits)), "|", color=BLACK, markersize=7, clip_on=False, label="a commit")
+    ax.stairs(rates, edges, color=POSTGRES, linewidth=1.6, label=f"Postgres, by {seconds(every_s)}")
+    _scraped(ax, ledger, sampling.rate(samples, *ENDED), "scraped counters, between scrapes")
     mean = len(ledger.tasks["finished_at"].dropna()) / end
     ax.axhline(mean, color=BLACK, linestyle="--", linewidth=1, label=f"mean {mean:,.0f}/s")
     ax.set_ylabel("tasks ended (1/s)")
@@ -89,8 +90,8 @@ def throughput(ax: Axes, ledger: Ledger, samples: pd.DataFrame, *, every_s: floa
 
 
 def waits(ax: Axes, ledger: Ledger) -> Axes:
-    """The distribution of waits by priority: the share of first attempts that started within each time."""
-    for priority, runs in ledger.first_attempts.groupby("priority", observed=True):
+    """The distribution of waits by priority: the share of tasks that had started within each time."""
+    for priority, runs in ledger.first_starts.groupby("priority", observed=True):
         colour, dashes = PRIORITY.get(str(priority), (BLACK, "-"))
         share = history.ecdf(runs["wait_s"])
         p95 = float(runs["wait_s"].quantile(0.95))
@@ -99,20 +100,20 @@ def waits(ax: Axes, ledger: Ledger) -> Axes:
         ax.step(share.index, share, where="post", color=colour, linestyle=dashes, label=label)
         ax.plot([p95], [0.95], "o", color=colour, markersize=5, clip_on=False)
     ax.axhline(0.95, color=BLACK, linewidth=0.8, linestyle="--")
-    ax.set(xlabel="wait from due to start (s)", ylabel="share of first attempts", ylim=(0, 1.02))
+    ax.set(xlabel="wait from due to start (s)", ylabel="share of tasks started", ylim=(0, 1.02))
     ax.set_xlim(left=0)
-    ax.legend(loc="lower right")
-    return ax
+    return _legend(ax)
 
 
 def run_times(ax: Axes, ledger: Ledger) -> Axes:
     """How long runs took by type: every run, their median and p95; and how long lost runs were held."""
     runs = ledger.executions
     held = (runs["finished_at"] - runs["claimed_at"]).dt.total_seconds()
-    names = [name for name in runs["type"].cat.categories if (runs["type"] == name).any()]
-    for row, name in enumerate(names):
+    names = []
+    for row, name in enumerate(runs["type"].cat.remove_unused_categories().cat.categories):
         own = runs["type"] == name
         ran, lost = runs["run_s"][own].dropna(), held[own & (runs["outcome"] == "lost")]
+        names.append(f"{name}\n{len(ran):,} ran, {len(lost):,} lost")
         _strip(ax, ran, row, SKY)
         _strip(ax, lost, row, VERMILION)
         if len(ran):
@@ -125,9 +126,10 @@ def run_times(ax: Axes, ledger: Ledger) -> Axes:
         ("median of the runs", {"color": BLACK, "marker": "|", "markeredgewidth": 2}),
         ("p95 of the runs", {"color": BLACK, "marker": "D", "markersize": 5}),
     )
-    _rows(ax, [f"{name}\nn = {(runs['type'] == name).sum():,}" for name in names])
-    ax.set(xscale="log", xlabel="run time (s, logarithmic)")
-    return ax
+    _rows(ax, names)
+    ax.set(xscale="log", xlabel="run time (logarithmic)")
+    ax.xaxis.set_major_formatter(lambda value, _: seconds(value))
+    return _legend(ax)
 
 
 def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -> Axes:
@@ -169,7 +171,7 @@ def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
     )
     _rows(ax, [f"{row.name}\nn = {len(row.observed):,}" for row in rows])
     ax.set(xlabel=f"time ({unit})", xlim=(0, end * scale))
-    return ax
+    return _legend(ax)
 
 
 def nice(length: float) -> float:
@@ -193,10 +195,15 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _entries(ax: Axes, *entries: tuple[str, dict[str, Any]]) -> None:
-    """A legend above the axes, of marks that are explained once."""
+    """Explain marks in the legend that occur many times, or not at all."""
     for label, look in entries:
         ax.plot([], [], linestyle="none", label=label, **look)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def _legend(ax: Axes) -> Axes:
+    """The legend below the axes, where it hides nothing."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=2)
+    return ax
 
 
 def _scraped(ax: Axes, ledger: Ledger, series: pd.Series[float], label: str) -> None:
@@ -213,5 +220,4 @@ def _over_time(ax: Axes, ledger: Ledger) -> Axes:
     end = history.depth(ledger).index[-1]
     ax.set(xlabel="time since the first commit (s)", xlim=(0, 1.05 * end))
     ax.set_ylim(bottom=0)
-    ax.legend(loc="best")
-    return ax
+    return _legend(ax)

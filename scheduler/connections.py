@@ -44,7 +44,8 @@ _REFUSED: Final = ("22", "54")
 def translate(error: psycopg.Error) -> StoreError:
     """The error of this package that stands for one of psycopg's."""
     state = error.sqlstate or ""
-    text = " ".join(str(error).split())[:500]
+    # Not `str(error)`, whose detail shows the row: a payload has no place in a log.
+    text = " ".join((error.diag.message_primary or str(error)).split())[:500]
     if state.startswith(_REFUSED) or (not state and isinstance(error, psycopg.DataError)):
         return InputRefused(f"Postgres refused a value ({state or 'client side'}): {text}")
     if state.startswith(_UNAVAILABLE) or (not state and isinstance(error, psycopg.OperationalError)):
@@ -155,6 +156,8 @@ class Connections:
             return await connection.execute(sql, params)
         except psycopg.Error as error:
             raise translate(error) from None
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise InputRefused(f"a text cannot be sent to Postgres: {error.reason}") from None
         finally:
             deadline.cancel()
 

@@ -210,7 +210,7 @@ def load_app(name: str) -> None:
     sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - whatever the module raises, the user wants to know which and what
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises, the user wants to know
         raise StartError(
             f"--app {name} cannot be imported from {Path.cwd()}: {type(error).__name__}: {error}"
         ) from None

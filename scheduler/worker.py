@@ -16,6 +16,8 @@ import os
 import socket
 import uuid
 from collections.abc import Sequence
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Final
 
 from scheduler import clock, log
@@ -183,7 +185,9 @@ class Worker:
 
     def _release(self, leases: Sequence[Lease]) -> None:
         """Give back what was claimed and not finished, no budget spent, in its old order."""
-        for lease in reversed(leases):  # each goes to the head of its list, so the last one goes first
+        # The ids of one lease go to the head of their list together: the oldest lease must go last.
+        batches = [list(batch) for _, batch in groupby(leases, key=attrgetter("token"))]
+        for lease in chain.from_iterable(reversed(batches)):
             result = Result("interrupted", "given back before it was finished")
             self._settler.add(decide(lease, result, None, self._settings))
 

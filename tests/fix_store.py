@@ -1,8 +1,8 @@
 """The store on each Postgres in turn, and the test's own look into the same database.
 
-    id_ = db.put("running", lease_ms=-1)          # a row in any state,
-    await store.reap([id_], max_losses=3)         # one statement,
-    assert db.task(id_)["status"] == "queued"     # and what the database says, by SQL of the test's own
+id_ = db.put("running", lease_ms=-1)          # a row in any state,
+await store.reap([id_], max_losses=3)         # one statement,
+assert db.task(id_)["status"] == "queued"     # and what the database says, by SQL of the test's own
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class Database:
     def count(self, table: str) -> int:
         return self.value(f"SELECT count(*) FROM {table}")
 
-    def put(self, status: str = "queued", *, due_ms: int = -1000, lease_ms: int = VIS_MS, **columns: Any) -> str:
+    def put(
+        self, status: str = "queued", *, due_ms: int = -1000, lease_ms: int = VIS_MS, **columns: Any
+    ) -> str:
         """Insert a task in a status, with whatever that status must have; its id.
 
-        Args:
-            due_ms: From now until it is due.
-            lease_ms: Of a running one: from now until its lease ends.
-            columns: Any column, in place of what the status brings.
+        `due_ms` is from now until it is due, `lease_ms` until the lease of a running one ends; any column may
+        be given in place of what the status brings.
         """
         now = self.value("SELECT now()")
         values: dict[str, Any] = {
@@ -165,11 +165,11 @@ class Database:
         )
 
     @contextmanager
-    def transaction(self) -> Iterator[Database]:
-        """Another connection, in a transaction that is committed at the end: to hold locks meanwhile."""
+    def transaction(self, *, commit: bool = True) -> Iterator[Database]:
+        """Another connection, in a transaction that ends with the block: to hold locks meanwhile."""
         other = Database(self.url)
         try:
-            with other._connection.transaction():
+            with other._connection.transaction(force_rollback=not commit):
                 yield other
         finally:
             other.close()
@@ -182,7 +182,6 @@ class Database:
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
         )
-
 
     def clear(self) -> None:
         """Empty every table but the record of migrations."""

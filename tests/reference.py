@@ -200,9 +200,9 @@ def _due(scores: dict[str, int], now_ms: int) -> list[str]:
 
 def _in_order(moves: Sequence[Move]) -> Iterator[Move]:
     """As `place` takes them: kind after kind; those to the head from the last to the first."""
-    kinds: dict[tuple[object, ...], dict[Move, None]] = {}
+    kinds: dict[tuple[object, ...], dict[str, Move]] = {}
     for move in moves:
         kind = (move.where, move.token, move.priority, move.delay_ms, move.new_token)
-        kinds.setdefault(kind, {})[move] = None
+        kinds.setdefault(kind, {})[move.id] = move
     for kind, group in kinds.items():
-        yield from reversed(group) if kind[0] == "head" else group
+        yield from reversed(group.values()) if kind[0] == "head" else group.values()

@@ -21,5 +21,7 @@ async def eventually(look: Callable[[], Any | Awaitable[Any]], within_s: float =
             answer = await answer
         if answer:
             return answer
-        assert monotonic() < deadline, f"still {answer!r} after {within_s} s: {inspect.getsource(look).strip()}"
+        assert monotonic() < deadline, (
+            f"still {answer!r} after {within_s} s: {inspect.getsource(look).strip()}"
+        )
         await asyncio.sleep(_LOOK_S)

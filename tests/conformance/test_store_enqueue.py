@@ -195,14 +195,13 @@ async def test_of_one_key_in_many_batches_at_once_one_task_is_made(store: Store,
 
 async def test_a_key_whose_holder_gives_up_is_free(store: Store, db: Database):
     """Whoever waits for the commit of the same key gets the key if that commit does not come."""
-    with pytest.raises(ZeroDivisionError), db.transaction() as other:
+    with db.transaction(commit=False) as other:
         other.rows(
             "INSERT INTO idempotency_keys VALUES ('default', 'a', 'f', %s, now() + interval '1 day')",
             new_id(),
         )
         waiting = asyncio.create_task(store.enqueue([keyed("a")]))
         await db.blocked()
-        raise ZeroDivisionError
     (accepted,) = await waiting
     assert accepted.result == "created"
 
