@@ -1,84 +1,29 @@
 """The audit: trusts nobody, starts from the client's own list, and has SQL of its own.
 
 Every check is a query for offenders; a run passes when no check finds one. What the product says about
-itself (its counters, its exit codes) is not asked.
+itself (its counters, its exit codes) is not asked. The questions are in `checks.py`; those to Redis in
+`index.py`; a system that still works is judged by `drift.py`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, LiteralString
 
 import psycopg
-import redis
 
+from bench import index, journal
+from bench.checks import CHECKS, KEY_CHECKS, UNEXPECTED
+from bench.index import Index
 from bench.workload import Deck, Expected, expected
 
 _SHOWN: Final = 5
 _LOOK_S: Final = 0.2
 
-# Each query returns the offending task ids; `sent` is the client's list.
-_CHECKS: Final[dict[str, tuple[str, str]]] = {
-    "lost": (
-        "accepted, and no row is there",
-        "SELECT s.id FROM sent AS s LEFT JOIN tasks AS t USING (id) WHERE t.id IS NULL",
-    ),
-    "not ended": (
-        "accepted, and not in a terminal status",
-        (
-            "SELECT s.id FROM sent AS s JOIN tasks AS t USING (id)"
-            " WHERE t.status NOT IN ('succeeded', 'dead', 'cancelled')"
-        ),
-    ),
-    "succeeded twice": (
-        "more than one accepted success",
-        (
-            "SELECT r.task_id FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id"
-            " WHERE r.outcome = 'succeeded' GROUP BY 1 HAVING count(*) > 1"
-        ),
-    ),
-    "status and history disagree": (
-        "succeeded without a success, or a success without succeeded",
-        (
-            "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id) LEFT JOIN task_runs AS r"
-            " ON r.task_id = t.id AND r.outcome = 'succeeded'"
-            " WHERE (t.status = 'succeeded') <> (r.task_id IS NOT NULL)"
-        ),
-    ),
-    "attempts without trace": (
-        "attempts that the history does not show one by one, from 1",
-        (
-            "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id)"
-            " LEFT JOIN task_runs AS r ON r.task_id = t.id"
-            " GROUP BY t.id, t.attempts, t.status"
-            " HAVING count(r.attempt) <> t.attempts - (t.status = 'running')::int"
-            " OR coalesce(max(r.attempt), 0) <> count(r.attempt)"
-        ),
-    ),
-    "started after the end": (
-        "a run that was claimed after its task had ended",
-        (
-            "SELECT DISTINCT t.id FROM sent AS s JOIN tasks AS t USING (id)"
-            " JOIN task_runs AS r ON r.task_id = t.id"
-            " WHERE r.claimed_at > t.finished_at"
-        ),
-    ),
-    "attempts out of order": (
-        "an attempt that was claimed before an earlier one",
-        (
-            "SELECT DISTINCT task_id FROM (SELECT r.task_id, r.claimed_at, lag(r.claimed_at)"
-            " OVER (PARTITION BY r.task_id ORDER BY r.attempt) AS before"
-            " FROM task_runs AS r JOIN sent AS s ON s.id = r.task_id) AS x WHERE claimed_at < before"
-        ),
-    ),
-    "budget exceeded": (
-        "more failures than max_retries + 1",
-        "SELECT t.id FROM sent AS s JOIN tasks AS t USING (id) WHERE t.failures > t.max_retries + 1",
-    ),
-}
+Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +52,33 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """True if every check passed."""
-        return all(check.passed for check in self.checks)
+        return not self.offences
+
+    @property
+    def offences(self) -> list[Check]:
+        """The checks that found an offender."""
+        return [check for check in self.checks if not check.passed]
 
     def lines(self) -> list[str]:
         """What a person should read: one line if all is well, else a line an offence."""
         counts = ", ".join(f"{n:,} {status}" for status, n in sorted(self.statuses.items()))
         if self.passed:
             return [f"audit passed: {self.accepted:,} accepted, {counts}; {len(self.checks)} checks"]
-        failed = [c for c in self.checks if not c.passed]
+        failed = self.offences
         head = (
             f"AUDIT FAILED: {self.accepted:,} accepted, {counts}; {len(failed)} of {len(self.checks)} checks"
         )
         return [head, *(f"  {c.name}: {c.offenders} ({c.meaning}) {' '.join(c.examples)}" for c in failed)]
+
+    def record(self) -> dict[str, Any]:
+        """The verdict as JSON has it."""
+        return {"passed": self.passed} | asdict(self)
+
+
+def check(name: str, meaning: str, offenders: Iterable[str]) -> Check:
+    """A check with these offenders."""
+    found = list(offenders)
+    return Check(name, meaning, len(found), tuple(found[:_SHOWN]))
 
 
 def audit(
@@ -127,7 +87,11 @@ def audit(
     accepted: Sequence[str],
     *,
     prefix: str = "sched1",
+    keys: Mapping[str, Collection[str]] | None = None,
+    doubtful: int | None = None,
     exactly: Expected | None = None,
+    max_losses: int = 3,
+    slack_s: float = 5.0,
     patience_s: float = 5.0,
 ) -> Verdict:
     """Judge the tasks in `accepted`, the ids that the client was given.
@@ -135,35 +99,42 @@ def audit(
     Args:
         postgres_url: Where the tables are.
         redis_url: Where the index is.
-        accepted: Task ids, each given by a 2xx.
+        accepted: Task ids, each given by a 2xx; that of a key once, however often it was given.
         prefix: REDIS_PREFIX of the system.
+        keys: Idempotency key → the ids of all its 2xx answers; none if it never got one.
+        doubtful: If this client was the only one: how many of its requests without a key had no answer that
+            says what became of them. Every task is judged then, and none may be there that nobody sent.
         exactly: What must have become of them to the unit, if nothing went wrong on the way.
+        max_losses: MAX_LOSSES of the fleet.
+        slack_s: STORE_TIMEOUT_MS of the fleet, in seconds: see `checks.py`.
         patience_s: How long Redis, which is told after each commit, may take to agree with Postgres.
     """
-    checks = []
+    checks = [check("given twice", "one id for two acceptances", _twice(accepted))]
     with psycopg.connect(postgres_url) as connection:
-        connection.execute("CREATE TEMP TABLE sent (id uuid) ON COMMIT DROP")
-        with connection.cursor().copy("COPY sent FROM STDIN") as copy:
-            for id_ in dict.fromkeys(accepted):
-                copy.write_row((id_,))
-        checks.append(_duplicates(accepted))
-        for name, (meaning, sql) in _CHECKS.items():
-            found = [str(row[0]) for row in connection.execute(sql.encode())]
-            checks.append(Check(name, meaning, len(found), tuple(found[:_SHOWN])))
+        _fill(connection, accepted, keys or {})
+        if doubtful is not None:
+            found = _ids(connection, UNEXPECTED)
+            checks.append(check("unexpected", "a task that nobody sent", found[doubtful:]))
+            connection.execute("INSERT INTO sent SELECT id FROM tasks ON CONFLICT DO NOTHING")
+        asked = CHECKS if keys is None else CHECKS | KEY_CHECKS
+        params = {"max_losses": max_losses, "slack_s": slack_s}
+        for name, (meaning, sql) in asked.items():
+            checks.append(check(name, meaning, _ids(connection, sql, params)))
+        if _ids(connection, "SELECT 'kept' WHERE to_regclass('task_moves') IS NOT NULL"):
+            found = _ids(connection, journal.AGAINST_THE_RULES)
+            checks.append(check("moved against the rules", "see lifecycle: no such step", found))
         statuses = _pairs(
             connection, "SELECT t.status, count(*) FROM sent JOIN tasks AS t USING (id) GROUP BY 1"
         )
         if exactly is not None:
             checks += _exactly(connection, exactly)
-        open_ = _ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE finished_at IS NULL")
-        dead = _ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL")
-    until = time.monotonic() + patience_s
-    index = _redis(redis_url, prefix, set(accepted), open_, dead)
-    while not all(check.passed for check in index) and time.monotonic() < until:
-        time.sleep(_LOOK_S)
-        index = _redis(redis_url, prefix, set(accepted), open_, dead)
-    checks += index
-    return Verdict(len(accepted), statuses, tuple(checks))
+        sent = None if doubtful is not None else set(accepted)
+        rows = _Rows(
+            sent,
+            set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE finished_at IS NULL")),
+            set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL")),
+        )
+    return Verdict(len(accepted), statuses, (*checks, *_agreement(redis_url, prefix, rows, patience_s)))
 
 
 def deck_expected(dealt: Deck, places: Iterable[int], *, max_losses: int, lease_ms: int) -> Expected:
@@ -171,20 +142,36 @@ def deck_expected(dealt: Deck, places: Iterable[int], *, max_losses: int, lease_
     return expected(dealt, indexes=places, max_losses=max_losses, lease_ms=lease_ms)
 
 
-def _duplicates(accepted: Sequence[str]) -> Check:
-    twice = [id_ for id_, n in Counter(accepted).items() if n > 1]
-    return Check("given twice", "one id for two acceptances", len(twice), tuple(twice[:_SHOWN]))
+def _fill(connection: Connection, accepted: Sequence[str], keys: Mapping[str, Collection[str]]) -> None:
+    """Give Postgres the client's list."""
+    connection.execute("CREATE TEMP TABLE sent (id uuid PRIMARY KEY) ON COMMIT DROP")
+    connection.execute("CREATE TEMP TABLE sent_keys (key text, id uuid) ON COMMIT DROP")
+    with connection.cursor().copy("COPY sent FROM STDIN") as copy:
+        for id_ in dict.fromkeys(accepted):
+            copy.write_row((id_,))
+    with connection.cursor().copy("COPY sent_keys FROM STDIN") as copy:
+        for key, ids in keys.items():
+            for id_ in ids:
+                copy.write_row((key, id_))
+            if not ids:
+                copy.write_row((key, None))
+    connection.execute("ANALYZE sent")
+    connection.execute("ANALYZE sent_keys")
 
 
-def _pairs(connection: psycopg.Connection[Any], sql: str) -> dict[str, int]:
-    return {str(k): int(n) for k, n in connection.execute(sql.encode())}
+def _twice(ids: Iterable[str]) -> list[str]:
+    return [id_ for id_, n in Counter(ids).items() if n > 1]
 
 
-def _ids(connection: psycopg.Connection[Any], sql: str) -> set[str]:
-    return {str(row[0]) for row in connection.execute(sql.encode())}
+def _pairs(connection: Connection, sql: LiteralString) -> dict[str, int]:
+    return {k: int(n) for k, n in connection.execute(sql)}
 
 
-def _exactly(connection: psycopg.Connection[Any], want: Expected) -> list[Check]:
+def _ids(connection: Connection, sql: LiteralString, params: Mapping[str, float] | None = None) -> list[str]:
+    return [str(row[0]) for row in connection.execute(sql, params)]
+
+
+def _exactly(connection: Connection, want: Expected) -> list[Check]:
     """Counts that the seeded deck fixes beforehand, compared to the unit."""
     statuses = _pairs(connection, "SELECT t.status, count(*) FROM sent JOIN tasks AS t USING (id) GROUP BY 1")
     reasons = _pairs(
@@ -209,44 +196,43 @@ def _exactly(connection: psycopg.Connection[Any], want: Expected) -> list[Check]
     ]
 
 
-def _redis(url: str, prefix: str, accepted: set[str], open_: set[str], dead: set[str]) -> list[Check]:
-    """What Redis still holds of tasks that have ended, and whether its dead letters are the dead rows."""
-    client = redis.Redis.from_url(url, decode_responses=True)
-    left: list[str] = []
-    letters: list[str] = []
-    try:
-        for key in client.scan_iter(f"{prefix}:*", count=1000):
-            held = _members(client, key)
-            if ":dlq:" in key:
-                letters += [id_ for id_ in held if id_ in accepted]
-            else:
-                left += [id_ for id_ in held if id_ in accepted and id_ not in open_]
-    finally:
-        client.close()
-    wrong = sorted(dead.symmetric_difference(letters))
-    twice = [id_ for id_, n in Counter(letters).items() if n > 1]
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What Redis must agree with: the ids in question (None: all), and which of them are open or dead."""
+
+    sent: set[str] | None
+    open: set[str]
+    dead: set[str]
+
+
+def _agreement(url: str, prefix: str, rows: _Rows, patience_s: float) -> list[Check]:
+    """What Redis says against the rows, asked again until it agrees or patience ends."""
+    until = time.monotonic() + patience_s
+    with index.connected(url) as client:
+        while True:
+            checks = _compared(index.look(client, prefix), rows)
+            if all(c.passed for c in checks) or time.monotonic() > until:
+                return checks
+            time.sleep(_LOOK_S)
+
+
+def _compared(found: Index, rows: _Rows) -> list[Check]:
+    def ours(ids: Iterable[str]) -> list[str]:
+        return [id_ for id_ in ids if rows.sent is None or id_ in rows.sent]
+
+    letters = ours(found.letters)
+    disagreeing = [*sorted(rows.dead.symmetric_difference(letters)), *_twice(letters)]
+    misplaced = rows.open & (index.disorder(found).keys() | (rows.open - found.held))
     return [
-        Check(
+        check(
             "left in Redis",
             "ended, and still in a list, a lease, a retry set or `live`",
-            len(left),
-            tuple(left[:_SHOWN]),
+            ours(sorted(found.held - rows.open)),
         ),
-        Check(
+        check(
             "dead letters disagree",
             "in the DLQ and not dead, or dead and not in the DLQ, or twice",
-            len(wrong) + len(twice),
-            tuple((wrong + twice)[:_SHOWN]),
+            disagreeing,
         ),
+        check("not in one place", "open, and in no place of Redis or in two", sorted(misplaced)),
     ]
-
-
-def _members(client: redis.Redis, key: str) -> list[str]:
-    kind = client.type(key)
-    if kind == "list":
-        return cast("list[str]", client.lrange(key, 0, -1))
-    if kind == "zset":
-        return cast("list[str]", client.zrange(key, 0, -1))
-    if kind == "hash":
-        return cast("list[str]", client.hkeys(key))
-    return []

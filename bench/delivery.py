@@ -136,10 +136,13 @@ class Delivery:
         bodies = [self._bodies[index] for index in chunk]
         if self._keys:
             bodies = [
-                {**body, "idempotency_key": f"{self._name}-{index}"}
+                {**body, "idempotency_key": self._key(index)}
                 for body, index in zip(bodies, chunk, strict=True)
             ]
         return json.dumps({"tasks": bodies} if self._path == BULK else bodies[0]).encode()
+
+    def _key(self, index: int) -> str:
+        return f"{self._name}-{index}" if self._keys else ""
 
     def _decide(self, chunk: range, response: Response, intended: float, sent: float) -> None:
         """An answer for good: receipts for what was accepted, a count for what was refused."""
@@ -150,7 +153,8 @@ class Delivery:
         if response.status < 300:
             for place, (task_id, replay) in zip(chunk, self._outcomes(chunk, response), strict=True):
                 if task_id is not None:
-                    self.result.receipts.append(Receipt(task_id, place, intended, sent, answered, replay))
+                    receipt = Receipt(task_id, place, intended, sent, answered, replay, self._key(place))
+                    self.result.receipts.append(receipt)
         accepted = self.result.accepted - before
         self.result.refused += len(chunk) - accepted
         if accepted:

@@ -90,6 +90,11 @@ class Ledger:
         return first
 
     @property
+    def arrival_s(self) -> float:
+        """Seconds from the first task's commit to the last one's: how long the burst took to come."""
+        return float((self.tasks["created_at"].max() - self.start).total_seconds())
+
+    @property
     def first_starts(self) -> pd.DataFrame:
         """Each task's first execution that was started; what was claimed and given back does not count."""
         started = self.executions["started_at"].notna() | (self.executions["outcome"] == "lost")

@@ -7,6 +7,7 @@ drawn over the values. The colours are those of Okabe and Ito, which colour-blin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ PRIORITY: Final = {
 """Colour and dashes of each priority's line."""
 
 STYLE: Final[dict[str, Any]] = {
-    "figure.dpi": 90,
+    "figure.dpi": 80,
     "figure.figsize": (6.4, 3.6),
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -66,17 +67,17 @@ def use_style() -> None:
 def drain(ax: Axes, ledger: Ledger, samples: pd.DataFrame) -> Axes:
     """Open tasks over time: from Postgres, and what the gauges said at each scrape."""
     depth = history.depth(ledger)
-    ax.step(depth.index, depth, where="post", color=POSTGRES, label="Postgres: committed and not ended")
-    gauges = sampling.total(samples, *OPEN)
-    _scraped(ax, ledger, gauges, "scraped: ready + in the retry set + in flight")
+    ax.step(depth.index, depth, where="post", color=POSTGRES, label="in Postgres")
+    _scraped(ax, ledger, sampling.total(samples, *OPEN), "scraped: ready + retry set + in flight")
+    ax.axvline(ledger.arrival_s, color=BLACK, linewidth=0.8, linestyle=":", label="last task committed")
     ax.set_ylabel("open tasks")
     return _over_time(ax, ledger)
 
 
 def throughput(ax: Axes, ledger: Ledger, samples: pd.DataFrame, *, every_s: float | None = None) -> Axes:
-    """Tasks that ended a second: by interval (about 15 unless `every_s` is given), and their mean."""
+    """Tasks that ended a second: by interval (about 20 unless `every_s` is given), and their mean."""
     end = history.depth(ledger).index[-1]
-    every_s = every_s or nice(end / 15)
+    every_s = every_s or nice(end / 20)
     rates = history.throughput(ledger, every_s)
     edges = np.append(rates.index, rates.index[-1] + every_s)
     commits = ledger.seconds(ledger.tasks["finished_at"].dropna()).drop_duplicates()
@@ -144,7 +145,7 @@ def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -
         ax.step(count.index, count, where="post", color=colour, label=f"{name} in Postgres: {len(runs):,}")
         scraped = sampling.total(samples, metric)
         at, gained = _since_start(ledger, scraped - scraped.iloc[0])
-        ax.plot(at, gained, "+", color=colour, label=f"{name}, scraped")
+        ax.plot(at, gained, "+", color=colour, alpha=0.5, zorder=1.9, label=f"{name}, scraped")
         ax.axhline(due, color=colour, linewidth=0.8, linestyle="--", label=f"{name} by the deck: {due:,}")
     ax.set_ylabel("runs so far")
     return _over_time(ax, ledger)
@@ -152,16 +153,19 @@ def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -
 
 def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
     """Each p95 by Postgres and by the scraped histogram, the latter with its bucket, over the values."""
-    end = 1.15 * max(max(row.high_s, row.postgres_s) for row in rows)
+    bounds = [bound for row in rows for bound in (row.postgres_s, row.low_s, row.high_s)]
+    end = 1.15 * max(filter(isfinite, bounds))
     scale, unit = (1, "s") if end >= 1 else (1000, "ms")
     for y, row in enumerate(rows):
         shown = row.observed[row.observed <= end]
         _strip(ax, shown * scale, y, SKY)
-        ax.barh(y, (row.high_s - row.low_s) * scale, 0.5, row.low_s * scale, color=SCRAPED, alpha=0.25)
-        ax.plot(row.scraped_s * scale, y, "D", color=SCRAPED, markersize=6)
+        if isfinite(row.scraped_s):
+            width = min(row.high_s, end) - row.low_s
+            ax.barh(y, width * scale, 0.5, row.low_s * scale, color=SCRAPED, alpha=0.25)
+            ax.plot(row.scraped_s * scale, y, "D", color=SCRAPED, markersize=6)
         ax.plot(row.postgres_s * scale, y, "o", color=POSTGRES, markersize=6)
         if beyond := len(row.observed) - len(shown):
-            ax.annotate(f"{beyond:,} beyond →", (end * scale, y), ha="right", va="center", fontsize=8)
+            ax.annotate(f"{beyond:,} beyond →", (end * scale, y - 0.27), ha="right", fontsize=8)
     _entries(
         ax,
         ("one value in Postgres", {"color": SKY, "marker": "."}),
@@ -181,7 +185,7 @@ def nice(length: float) -> float:
 
 
 def _raw(ax: Axes, x: Any, y: Any, colour: str, label: str | None = None) -> None:
-    ax.plot(x, y, ".", color=colour, alpha=0.4, markersize=4, markeredgewidth=0, label=label)
+    ax.plot(x, y, ".", color=colour, alpha=0.4, markersize=3, markeredgewidth=0, label=label)
 
 
 def _strip(ax: Axes, values: pd.Series[float], row: int, colour: str) -> None:
@@ -207,7 +211,9 @@ def _legend(ax: Axes) -> Axes:
 
 
 def _scraped(ax: Axes, ledger: Ledger, series: pd.Series[float], label: str) -> None:
-    ax.plot(*_since_start(ledger, series), "o", color=SCRAPED, markersize=3.5, label=label)
+    """What was scraped, as points behind the lines."""
+    at, values = _since_start(ledger, series)
+    ax.plot(at, values, "o", color=SCRAPED, alpha=0.7, markersize=3.5, zorder=1.9, label=label)
 
 
 def _since_start(ledger: Ledger, series: pd.Series[float]) -> tuple[pd.Series[float], pd.Series[float]]:
@@ -220,4 +226,5 @@ def _over_time(ax: Axes, ledger: Ledger) -> Axes:
     end = history.depth(ledger).index[-1]
     ax.set(xlabel="time since the first commit (s)", xlim=(0, 1.05 * end))
     ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter("{x:,g}")
     return _legend(ax)

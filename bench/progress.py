@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.burst import Tell
 
-_LINE_S: Final = 2.0
+_LINE_S: Final = 5.0
 
 
 @contextmanager
@@ -44,13 +44,14 @@ def _bar() -> Progress:
 
 
 def _lines(title: str) -> Tell:
+    began = time.monotonic()
     last: dict[str, float] = {}
 
     def tell(what: str, n: int, of: int) -> None:
         now = time.monotonic()
         if n >= of and last.get(what) == float("inf"):
             return
-        if n >= of or now - last.get(what, 0.0) > _LINE_S:
+        if n >= of or now - last.get(what, began) > _LINE_S:
             last[what] = float("inf") if n >= of else now
             print(f"{title}: {what} {n:,} of {of:,}", flush=True)
 

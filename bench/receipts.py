@@ -26,6 +26,7 @@ class Receipt(NamedTuple):
     `place` is the body's index in the deck. `intended` is when it was to be sent: in an open loop by its
     timetable, else when a sender first took it up. `sent` and `answered` are of the request that was
     accepted. `replay`: the answer was `Idempotent-Replayed`, an earlier request had been accepted already.
+    `key` is the idempotency key that the body was sent with, "" if there was none.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Receipt(NamedTuple):
     sent: float
     answered: float
     replay: bool = False
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -136,7 +138,8 @@ def read_ledger(path: Path) -> Iterator[Receipt]:
 def _receipt(row: Mapping[str, Any]) -> Receipt:
     intended, sent, answered = (float(row[name]) for name in ("intended", "sent", "answered"))
     replay = row["replay"] in {True, "True"}
-    return Receipt(str(row["id"]), int(row["place"]), intended, sent, answered, replay)
+    key = row.get("key", "")  # a ledger may be older than this column
+    return Receipt(str(row["id"]), int(row["place"]), intended, sent, answered, replay, str(key))
 
 
 def _rounded(receipt: Receipt) -> Receipt:

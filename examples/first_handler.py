@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from scheduler.errors import Reject
-from scheduler.handlers import Context, handler
+from scheduler import Context, Reject, handler
 
 
 class Mail(BaseModel):

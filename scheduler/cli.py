@@ -12,9 +12,11 @@ import os
 import sys
 from collections.abc import Sequence
 from textwrap import dedent
-from typing import Any
+from typing import Any, TypeAlias
 
 from scheduler.errors import SchedulerError, StartError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
 
 _PRIORITIES = ("critical", "high", "default", "low")
 _REASONS = ("failed", "timed_out", "rejected", "lost", "unknown_type")
@@ -43,21 +45,46 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = root.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    _add_systems(commands)
+    _add_processes(commands)
+    _add(commands, "migrate", "bring the Postgres schema up to date, or show how it stands").add_argument(
+        "action", nargs="?", choices=("up", "status"), default="up", help="default: up"
+    )
+    load = _add(
+        commands, "load", "send a mix of tasks to a running API, and keep a receipt for each that it accepted"
+    )
+    if with_load:
+        _bench("load_cli").add_arguments(load)
+    _add_task(commands)
+    _add_dlq(commands)
+    queue = _actions(_add(commands, "queue", "show the queues"))
+    _add(queue, "list", "every queue with its depths by priority")
+    _add(commands, "workers", "list the workers, their slots, and when they were last seen")
+    _add(commands, "reconcile", "compare all of Postgres with Redis once, now, and put Redis right")
+    _add(commands, "config", "print every setting, its value, and where it comes from; secrets are masked")
+    return root
 
-    def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=help_,
-            description=f"{help_[0].upper()}{help_[1:]}.\n{description}".strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
 
-    demo = add("demo", "make two bursts of tasks on a system of its own, and audit the result")
+def _add(commands: Commands, name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=help_,
+        description=f"{help_[0].upper()}{help_[1:]}.\n{description}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _actions(command: argparse.ArgumentParser) -> Commands:
+    return command.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+
+def _add_systems(commands: Commands) -> None:
+    demo = _add(commands, "demo", "make two bursts of tasks on a system of its own, and audit the result")
     demo.add_argument("--tasks", type=_positive, default=10_000, help="tasks in each burst (default 10000)")
     demo.add_argument("--workers", type=_positive, default=3, help="worker processes (default 3)")
     demo.add_argument("--seed", type=int, default=1, help="seed of the decks (default 1)")
-
-    up = add(
+    up = _add(
+        commands,
         "up",
         "run the whole system until Ctrl-C: embedded servers where none are named, the API, workers",
         "POSTGRES_URL and REDIS_ADDR name servers of your own; where they are not set, Postgres and Valkey\n"
@@ -66,8 +93,12 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
     up.add_argument("--workers", type=_positive, default=3, help="worker processes (default 3)")
     up.add_argument("--data-dir", default=".scheduler", help="where data and logs go (default .scheduler)")
 
-    api = add("api", "serve the HTTP API", "HTTP_ADDR says where, METRICS_ADDR where its metrics are.")
-    worker = add(
+
+def _add_processes(commands: Commands) -> None:
+    where = "HTTP_ADDR says where, METRICS_ADDR where its metrics are."
+    api = _add(commands, "api", "serve the HTTP API", where)
+    worker = _add(
+        commands,
         "worker",
         "lease tasks, run their handlers, and do the background work",
         "SIGTERM gives back what has not started and lets running handlers finish within\n"
@@ -82,30 +113,24 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
     for process in (api, worker):
         process.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
 
-    migrate = add("migrate", "bring the Postgres schema up to date, or show how it stands")
-    migrate.add_argument("action", nargs="?", choices=("up", "status"), default="up", help="default: up")
 
-    load = add("load", "send a mix of tasks to a running API, and keep a receipt for each that it accepted")
-    if with_load:
-        _bench("load_cli").add_arguments(load)
-
-    task = add("task", "show or cancel one task").add_subparsers(
-        dest="action", metavar="ACTION", required=True
-    )
-    show = task.add_parser("show", help="its row and its attempts")
+def _add_task(commands: Commands) -> None:
+    actions = _actions(_add(commands, "task", "show or cancel one task"))
+    show = _add(actions, "show", "its row and its attempts")
     show.add_argument("--json", action="store_true", help="as JSON")
-    cancel = task.add_parser("cancel", help="cancel it, unless it has ended")
+    cancel = _add(actions, "cancel", "cancel it, unless it has ended")
     for one in (show, cancel):
         one.add_argument("id", type=_task_id, help="the task's id")
 
-    dlq = add("dlq", "list, redrive or purge dead letters").add_subparsers(
-        dest="action", metavar="ACTION", required=True
-    )
-    listing = dlq.add_parser("list", help="the newest first")
+
+def _add_dlq(commands: Commands) -> None:
+    actions = _actions(_add(commands, "dlq", "list, redrive or purge dead letters"))
+    listing = _add(actions, "list", "the newest first")
     listing.add_argument("--limit", type=_positive, default=50, help="at most so many (default 50)")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    redrive = dlq.add_parser("redrive", help="queue them again, with new budgets")
-    purge = dlq.add_parser("purge", help="take them off for good; the tasks stay dead, as history")
+    which = "Say which: by ids, by filters that must all fit, or --all."
+    redrive = _add(actions, "redrive", "queue them again, with new budgets", which)
+    purge = _add(actions, "purge", "take them off for good; the tasks stay dead, as history", which)
     for some in (redrive, purge):
         some.add_argument("ids", nargs="*", type=_task_id, help="ids of tasks")
         some.add_argument("--all", action="store_true", help="every dead letter")
@@ -114,13 +139,6 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
         some.add_argument("--type", help="only this type")
         some.add_argument("--queue", help="only this queue")
         some.add_argument("--priority", choices=_PRIORITIES, help="only this priority")
-
-    queue = add("queue", "show the queues").add_subparsers(dest="action", metavar="ACTION", required=True)
-    queue.add_parser("list", help="every queue with its depths by priority")
-    add("workers", "list the workers, their slots, and when they were last seen")
-    add("reconcile", "compare all of Postgres with Redis once, now, and put Redis right")
-    add("config", "print every setting, its value, and where it comes from; secrets are masked")
-    return root
 
 
 def _task_id(text: str) -> str:

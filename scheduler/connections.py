@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -112,7 +113,7 @@ class Connections:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         async with self._places:
-            connection = self._take() or await self._connect()
+            connection = await self._take() or await self._connect()
             try:
                 yield connection
             except BaseException:
@@ -128,11 +129,14 @@ class Connections:
                     else:
                         self._free.append(connection)
 
-    def _take(self) -> Connection | None:
+    async def _take(self) -> Connection | None:
         while self._free:
             connection = self._free.pop()
-            if not connection.closed:
+            if connection.closed:
+                continue
+            if not _has_news(connection):
                 return connection
+            await connection.close()
         return None
 
     async def _connect(self) -> Connection:
@@ -145,21 +149,37 @@ class Connections:
             raise StoreUnavailable(f"Postgres at {self.shown_url} did not answer in time") from None
         except psycopg.Error as error:
             raise translate(error) from None
-        await self._execute(connection, _PLANNER, None)
+        try:
+            await self._execute(connection, _PLANNER, None, prepare=False)  # several statements cannot be
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def _execute(
-        self, connection: Connection, sql: str, params: Mapping[str, Any] | None
+        self,
+        connection: Connection,
+        sql: str,
+        params: Mapping[str, Any] | None,
+        *,
+        prepare: bool | None = None,
     ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
         deadline = asyncio.get_running_loop().call_later(self._timeout_s, _sever, connection)
         try:
-            return await connection.execute(sql, params)
+            return await connection.execute(sql, params, prepare=prepare)
         except psycopg.Error as error:
             raise translate(error) from None
         except UnicodeEncodeError as error:  # a lone surrogate
             raise InputRefused(f"a text cannot be sent to Postgres: {error.reason}") from None
         finally:
             deadline.cancel()
+
+
+def _has_news(connection: Connection) -> bool:
+    """Whether an idle connection has something to read: the server's farewell, or the end of the link."""
+    idle = select.poll()
+    idle.register(connection.fileno(), select.POLLIN)
+    return bool(idle.poll(0))
 
 
 def _sever(connection: Connection) -> None:

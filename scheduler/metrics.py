@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import start_http_server
 
+from scheduler import clock
 from scheduler.errors import StartError
 from scheduler.lifecycle import DEAD_REASONS
 from scheduler.model import PRIORITIES, Depths
@@ -132,6 +135,21 @@ class Metrics:
             self.retry_depth.labels(priority).set(depths.retry[i])
             self.dlq_depth.labels(priority).set(depths.dead[i])
         self.inflight.set(depths.leased)
+
+    def watch_polls(self, **polled: Callable[[], float | None]) -> None:
+        """Show with every scrape how long ago each store last answered this process.
+
+        Args:
+            polled: By the store's name, what tells when it last answered, as a reading of clock.monotonic;
+                while it has never answered, the age counts from this call.
+        """
+        start = clock.monotonic()
+
+        def age(last: Callable[[], float | None]) -> float:
+            return clock.monotonic() - (last() or start)
+
+        for store, last in polled.items():
+            self.last_poll.labels(store).set_function(partial(age, last))
 
     def serve(self, address: tuple[str, int]) -> tuple[Server, threading.Thread]:
         """Answer `GET /metrics` on `address` from a thread of its own; port 0 lets the system choose.

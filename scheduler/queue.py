@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from scheduler import config, keys
+from scheduler import clock, config, keys
 from scheduler.config import Settings
 from scheduler.errors import QueueError, QueueUnavailable, StartError, Unreachable
 from scheduler.shard import Census, Shard
@@ -86,6 +86,8 @@ class Index:
         self._pool = pool
         self._waiting = waiting
         self._shards: dict[str, Shard] = {}
+        self.polled: float | None = None
+        """When Redis last answered, as a reading of clock.monotonic."""
 
     @classmethod
     def open(cls, settings: Settings, *, name: str) -> Index:
@@ -170,10 +172,12 @@ class Index:
         async with asyncio.timeout(timeout_s):
             connection = await pool.get_connection()  # type: ignore[no-untyped-call] # lost in a decorator
             try:
-                # Whatever interrupts these two lines, the connection closes itself: no later call can
+                # Whatever interrupts these lines, the connection closes itself: no later call can
                 # read this one's answer.
                 await connection.send_packed_command(packed)
-                return await connection.read_response()
+                answer = await connection.read_response()
+                self.polled = clock.monotonic()
+                return answer
             finally:
                 await pool.release(connection)
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from scheduler import clock, failpoints, lifecycle, log
 from scheduler.backoff import Backoff
 from scheduler.config import Settings
-from scheduler.errors import InputRefused, QueueError, StoreError
+from scheduler.errors import QueueError, StoreError, StoreUnavailable
 from scheduler.handlers import Handler
 from scheduler.held import Held
 from scheduler.metrics import Metrics
@@ -77,6 +77,19 @@ def move(s: Settlement) -> Move:
     elif s.status == "queued":
         where = "tail" if s.outcome == "lost" else "head"
     return Move(s.lease.id, s.lease.token, where, s.lease.priority, s.delay_ms)
+
+
+def one_by_one(moves: Sequence[Move]) -> list[Move]:
+    """The moves in the order in which one script does with them what it would do with one after the other.
+
+    Each that goes to the head goes before those that went there earlier. Within one lease, though, a script
+    brings out the first id first.
+    """
+    heads: dict[str, list[Move]] = {}
+    for m in moves:
+        if m.where == "head":
+            heads.setdefault(m.token, []).insert(0, m)
+    return [m for m in moves if m.where != "head"] + [m for lease in heads.values() for m in lease]
 
 
 class Settler:
@@ -151,9 +164,7 @@ class Settler:
                 settled = await failpoints.through(
                     f"{point}.commit", self._store.settle(batch, worker=self._worker)
                 )
-            except InputRefused as error:
-                return await self._record_halves(batch, error)
-            except StoreError as error:
+            except StoreUnavailable as error:
                 now = clock.monotonic()
                 gone = [s for s in batch if s.lease.expires <= now]
                 if gone:
@@ -163,20 +174,23 @@ class Settler:
                 batch = [s for s in batch if s.lease.expires > now]
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+            except StoreError as error:
+                return await self._record_halves(batch, error)
             else:
                 self._count(batch, settled)
                 return [s for s in batch if s.lease.id in settled]
         return []
 
-    async def _record_halves(self, batch: Sequence[Settlement], error: InputRefused) -> list[Settlement]:
-        """Find the one outcome whose values are refused, and settle it with a text that cannot be."""
+    async def _record_halves(self, batch: Sequence[Settlement], error: StoreError) -> list[Settlement]:
+        """Find the one outcome that is refused: record it without its text, or leave it to the reaper."""
         if len(batch) > 1:
             middle = len(batch) // 2
             return [*await self._record(batch[:middle]), *await self._record(batch[middle:])]
         (culprit,) = batch
         if culprit.error is None:
-            raise error
-        self._log.warning("error text refused", task=culprit.lease.id, error=str(error))
+            self._log.error("an outcome cannot be recorded", task=culprit.lease.id, error=str(error))
+            return []
+        self._log.warning("an outcome is recorded without its text", task=culprit.lease.id, error=str(error))
         return await self._record([replace(culprit, error=None)])
 
     def _count(self, batch: Sequence[Settlement], settled: set[str]) -> None:
@@ -218,7 +232,7 @@ class Settler:
         for queue, batch in moves.items():
             try:
                 point = "release" if all(m.where == "head" for m in batch) else "settle"
-                place = self._index.shard(queue).place(batch)
+                place = self._index.shard(queue).place(one_by_one(batch))
                 self._metrics.acks.inc(await failpoints.through(f"{point}.place", place))
             except QueueError as error:
                 self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))

@@ -456,13 +456,11 @@ class Store:
 
     async def drop_old_partitions(self, *, keep_ms: int) -> list[str]:
         """Drop the days of history that are over and of whose tasks none is left; their names."""
-        names = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
-        for name in names:
-            if re.fullmatch(
-                r"task_runs_\d{8}", name
-            ):  # a name from our own catalogue query, checked all the same
-                await self._connections.run(f"DROP TABLE {name}")
-        return names
+        days = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
+        for day in days:
+            if re.fullmatch(r"task_runs_\d{8}", day):  # from our own catalogue, and checked all the same
+                await self._connections.run(f"DROP TABLE IF EXISTS {day}")
+        return days
 
     async def expire_keys(self, *, page: int) -> int:
         """Forget a page of idempotency keys whose time is over; how many."""

@@ -88,6 +88,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         metrics.know_types(registry.types())
+        metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
 
         self._lessor = Lessor(store, index, settings, metrics, worker=me.id, held=held)
         self._slots = Slots(registry, settings, metrics, self._ended, self._release, Solo(app))

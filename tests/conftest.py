@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_servers", "fix_proxy", "fix_api", "fix_shards", "fix_store", "fix_process"]
+pytest_plugins = [
+    "fix_servers",
+    "fix_proxy",
+    "fix_api",
+    "fix_shards",
+    "fix_store",
+    "fix_flow",
+    "fix_process",
+    "fix_system",
+]

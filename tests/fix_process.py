@@ -190,15 +190,23 @@ def scheduler() -> Run:
     return run
 
 
+def variables(postgres_url: str, redis_url: str) -> dict[str, str]:
+    """The variables that name these servers, and addresses that nobody else has."""
+    anywhere = dict.fromkeys(("METRICS_ADDR", "HTTP_ADDR"), "127.0.0.1:0")
+    return {"POSTGRES_URL": postgres_url, "REDIS_ADDR": redis_url} | anywhere
+
+
 @pytest.fixture
-def here(settings: config.Settings) -> dict[str, str]:
-    """The variables that name the test's servers, and addresses that nobody else has."""
-    return {
-        "POSTGRES_URL": settings.postgres_url,
-        "REDIS_ADDR": settings.redis_addr,
-        "METRICS_ADDR": "127.0.0.1:0",
-        "HTTP_ADDR": "127.0.0.1:0",
-    }
+def here(postgres_url: str, redis_url: str) -> dict[str, str]:
+    """Variables for the test's own database and Redis."""
+    return variables(postgres_url, redis_url)
+
+
+@pytest.fixture(scope="module")
+def idle(servers: Servers) -> Iterator[dict[str, str]]:
+    """Variables for a database and a Redis that a module shares, because no test gets to use them."""
+    with servers.database() as url:
+        yield variables(url, servers.redis().url)
 
 
 @pytest.fixture

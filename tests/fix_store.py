@@ -75,7 +75,7 @@ class Database:
 
     def rows(self, sql: str, *params: Any) -> list[dict[str, Any]]:
         """Run a statement; its rows, [] if it has none."""
-        cursor = self._connection.execute(sql, params)
+        cursor = self._connection.execute(sql, params or None)
         return cursor.fetchall() if cursor.description else []
 
     def row(self, sql: str, *params: Any) -> dict[str, Any]:

@@ -65,6 +65,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None], loops: Sequ
         stack.push_async_callback(store.close)
         index = Index.open(settings, name=_NAME)
         stack.push_async_callback(index.close)
+        metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
         backend = Backend(store, index, Enqueuer(store, index, settings, metrics), settings)
         http = _shown(listener)
         line = f"ready api http={http} metrics={exporter.server_port} pid={os.getpid()}"

@@ -1,2 +1,8 @@
--- Make the days of history ahead. in: days. out: how many were missing.
-SELECT make_run_partitions(:'days'::integer)
+-- Make the days of history ahead, one maker at a time: two would wait for each other.
+--
+-- in   days
+-- out  how many were missing
+WITH turn AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtext('make_run_partitions'))
+)
+SELECT make_run_partitions(:'days'::integer) FROM turn

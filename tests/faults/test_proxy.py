@@ -84,3 +84,29 @@ async def test_postgres_passes_too(proxy, postgres_url):
         wire.reset()
         with pytest.raises(psycopg.OperationalError):
             await connection.execute("SELECT 1")
+
+
+def test_a_cut_link_has_done_what_was_asked_and_does_not_say_so(wire, client, redis_url):
+    assert client.ping()
+    wire.cut_when(b"INCR")
+    assert client.ping()
+    with pytest.raises(redis.ConnectionError):
+        client.incr("count")
+    assert wire.cuts == 1
+    with redis.Redis.from_url(redis_url) as direct:
+        assert direct.get("count") == b"1"
+    assert client.incr("count") == 2
+
+
+@pytest.mark.parametrize(("way", "marker"), [("up", b"COMMIT"), ("down", b"COMMIT"), ("down", b"INSERT 0")])
+async def test_a_commit_can_succeed_though_the_client_saw_an_error(proxy, postgres_url, way, marker):
+    wire = proxy(postgres_url)
+    wire.cut_when(marker, way)
+    connection = await psycopg.AsyncConnection.connect(wire.url, autocommit=marker != b"COMMIT")
+    with pytest.raises(psycopg.OperationalError):
+        async with connection:
+            await connection.execute("INSERT INTO queues (name) VALUES ('cut')")
+    assert wire.cuts == 1
+    async with await psycopg.AsyncConnection.connect(wire.url) as other:
+        found = await (await other.execute("SELECT count(*) FROM queues WHERE name = 'cut'")).fetchone()
+    assert found == (1,)

@@ -1,0 +1,130 @@
+"""Broken builds: the product with one guard taken out, to prove that the tests would notice.
+
+A build is a copy of the package with one piece of its text replaced. A process runs it when it is started
+with the variables that `made` gives. A test that stays green on a broken build watches nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scheduler.errors import ConfigError
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One guard, and how it is taken out.
+
+    Attributes:
+        without: What the build does without.
+        file: The file below `scheduler/`.
+        old: A text that it holds exactly once.
+        new: What stands there instead.
+    """
+
+    without: str
+    file: str
+    old: str
+    new: str
+
+
+BUILDS: Final[dict[str, Build]] = {
+    "fence-off": Build(
+        "the fence of a settle: whoever reports an outcome is believed, and the history gets one row more",
+        "sql/settle.sql",
+        "WHERE t.id = d.id AND t.status = 'running' AND t.attempts = d.attempt\n"
+        "    RETURNING\n"
+        "        t.id, d.attempt,",
+        "WHERE t.id = d.id\n"
+        "    RETURNING\n"
+        "        t.id,"
+        " (SELECT coalesce(max(attempt), 0) + 1 FROM task_runs WHERE task_id = t.id) AS attempt,",
+    ),
+    "reap-early": Build(
+        "the look at the lease in Postgres: the reaper believes the deadline in Redis",
+        "sql/reap.sql",
+        " AND t.lease_expires_at <= now()",
+        "",
+    ),
+    "reaper-off": Build(
+        "the reaper",
+        "worker.py",
+        '            Loop("reaper", settings.reaper_scan_interval_ms / 1000, reaper.step, metrics),\n',
+        "",
+    ),
+    "reconcile-off": Build(
+        "reconcile",
+        "worker.py",
+        '            Loop("reconcile", settings.reconcile_interval_ms / 1000, reconciler.step, metrics),\n',
+        "",
+    ),
+    "push-twice": Build(
+        "the look into `live` before a push: an id that is known is pushed again",
+        "lua/push.lua",
+        "if not known[i] and not seen[id] then",
+        "if not seen[id] then",
+    ),
+    "settle-gives-up": Build(
+        "the second try of a settle whose answer was lost",
+        "settle.py",
+        "batch = [s for s in batch if s.lease.expires > now]",
+        "batch = []",
+    ),
+    "enqueue-gives-up": Build(
+        "the second try of an enqueue whose answer was lost",
+        "enqueue.py",
+        "if clock.monotonic() + _RETRY_PAUSE_S > min(unit.deadline for unit in units):",
+        "if True:",
+    ),
+    "settle-whole": Build(
+        "the halving of a batch of outcomes that Postgres refused",
+        "settle.py",
+        "        if len(batch) > 1:\n",
+        "        if len(batch) > 1:\n            raise error\n",
+    ),
+    "enqueue-whole": Build(
+        "the halving of a batch of new tasks that Postgres refused",
+        "enqueue.py",
+        "            if len(units) == 1:\n",
+        "            if True:\n",
+    ),
+}
+
+
+@contextmanager
+def made(name: str) -> Iterator[dict[str, str]]:
+    """Make the broken build `name`; the environment variables with which a process runs it.
+
+    Raises:
+        ConfigError: there is no such build, or the text that it replaces is not there exactly once.
+    """
+    if name not in BUILDS:
+        raise ConfigError(f"there is no build {name!r}; there are {', '.join(BUILDS)}")
+    build = BUILDS[name]
+    with tempfile.TemporaryDirectory(prefix="scheduler-build-") as folder:
+        for part in ("scheduler", "migrations"):
+            shutil.copytree(_ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+        file = Path(folder, "scheduler", build.file)
+        text = file.read_text(encoding="utf-8")
+        if text.count(build.old) != 1:
+            raise ConfigError(
+                f"build {name}: scheduler/{build.file} holds {build.old!r} {text.count(build.old)} times,"
+                " and it must be once; correct bench/builds.py"
+            )
+        file.write_text(text.replace(build.old, build.new), encoding="utf-8")
+        yield environment(folder)
+
+
+def environment(folder: str) -> dict[str, str]:
+    """The variables with which Python finds its packages in `folder` before all others."""
+    path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # the second one: not in the working directory

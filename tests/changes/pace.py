@@ -1,0 +1,130 @@
+"""How often the background work is done, how much of it at once, and how long things are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from changes.world import World, change
+
+from scheduler.model import new_id
+from scheduler.store import WorkerIdentity
+
+CADENCE = {
+    "RETRY_SCAN_INTERVAL_MS": "pump",
+    "REAPER_SCAN_INTERVAL_MS": "reaper",
+    "RECONCILE_INTERVAL_MS": "reconcile",
+    "METRICS_SAMPLE_MS": "sampler",
+    "HOUSEKEEPING_INTERVAL_MS": "housekeeping",
+}
+"""Variable → the loop of a worker whose pause it is."""
+
+
+@change(*CADENCE)
+async def only_the_loop_with_the_short_interval_goes_on(world: World, variable: str) -> None:
+    slow = dict.fromkeys(CADENCE, 3_600_000)
+    worker = await world.worker(world.settings(**slow | {variable: 50}))
+    for loop in worker._loops:
+        loop.start()
+        await asyncio.wait_for(loop.ticked.wait(), 10)  # each steps once at the start
+        loop.ticked.clear()
+    fast = next(loop for loop in worker._loops if loop.name == CADENCE[variable])
+    for _ in range(3):
+        await asyncio.wait_for(fast.ticked.wait(), 5)
+        fast.ticked.clear()
+    assert [loop.name for loop in worker._loops if loop is not fast and loop.ticked.is_set()] == []
+    await asyncio.gather(*(loop.stop() for loop in worker._loops))
+
+
+@change("RETRY_BATCH_SIZE")
+async def the_pump_moves_so_many_at_once(world: World) -> None:
+    shard = (await world.index(world.settings())).shard("default")
+    for batch, left in ((1, 2), (100, 0)):
+        await shard.push([(f"{batch}-{i}", "high", 1) for i in range(3)])  # due in a millisecond
+        await asyncio.to_thread(world.db.value, "SELECT pg_sleep(0.002)")
+        pump = await world.loop(world.settings(RETRY_BATCH_SIZE=batch), "pump")
+        before = (await shard.depths()).retry[1]
+        await pump._step()
+        assert (await shard.depths()).retry[1] == left if batch > 1 else before - 1
+
+
+@change("REAPER_BATCH_SIZE")
+async def the_reaper_settles_so_many_at_once(world: World) -> None:
+    settings = world.settings(VIS_TIMEOUT_MS=100)
+    await world.leased(settings, 3)
+    await asyncio.to_thread(world.db.value, "SELECT pg_sleep(0.11)")  # the leases run out
+    reaped = []
+    for batch in (1, 100):
+        reaper = await world.loop(world.settings(REAPER_BATCH_SIZE=batch), "reaper")
+        await reaper._step()
+        reaped.append(world.db.value("SELECT count(*) FROM task_runs WHERE outcome = 'lost'"))
+    assert reaped == [1, 3]
+
+
+def old_id(age_ms: int) -> str:
+    """An id of a task that was accepted so long ago."""
+    now = new_id()
+    ms = int(now[:8] + now[9:13], 16) - age_ms
+    return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}{now[13:]}"
+
+
+@change("RECONCILE_BATCH_SIZE")
+async def reconcile_compares_so_many_older_rows_in_a_pass(world: World) -> None:
+    index = await world.index(world.settings())
+    pushed = {}
+    for batch in (1, 1000):
+        reconcile = await world.loop(world.settings(RECONCILE_BATCH_SIZE=batch), "reconcile")
+        await reconcile._step()  # the first pass finds an index without an epoch and compares all
+        world.db.rows("DELETE FROM leaders")
+        for _ in range(3):
+            world.db.put(id=old_id(3_600_000))
+        before = sum((await index.shard("default").depths()).queued)
+        await reconcile._step()
+        pushed[batch] = sum((await index.shard("default").depths()).queued) - before
+        world.db.rows("DELETE FROM tasks")
+        world.db.rows("DELETE FROM leaders")
+    assert pushed == {1: 1, 1000: 3}
+
+
+@change("RETENTION_MS")
+async def finished_tasks_are_kept_so_long(world: World) -> None:
+    hour = timedelta(hours=1)
+    world.db.put("succeeded", id=old_id(3_600_000), finished_at=world.db.value("SELECT now()") - hour)
+    kept = []
+    for ms in (7_200_000, 1_800_000):
+        settings = world.settings(RETENTION_MS=ms, IDEMPOTENCY_TTL_MS=1000)
+        housekeeping = await world.loop(settings, "housekeeping")
+        await housekeeping._step()
+        kept.append(world.db.count("tasks"))
+        world.db.rows("DELETE FROM leaders")
+    assert kept == [1, 0]
+
+
+@change("IDEMPOTENCY_TTL_MS")
+async def keys_are_remembered_so_long(world: World) -> None:
+    for ms in (5_000, 60_000):
+        key = {"idempotency_key": f"key {ms}", "fingerprint": "same"}
+        [id_] = await world.enqueued(world.settings(IDEMPOTENCY_TTL_MS=ms), **key)
+        kept = world.db.value(
+            "SELECT k.expires_at - t.created_at FROM idempotency_keys AS k JOIN tasks AS t ON t.id = k.task_id"
+            " WHERE t.id = %s",
+            id_,
+        )
+        assert kept == timedelta(milliseconds=ms)
+
+
+@change("MAX_LOSSES")
+async def so_many_losses_make_a_dead_letter(world: World) -> None:
+    me = WorkerIdentity("host:1:test", "host", 1, ("default",), ("noop",), 1)
+    store = await world.store(world.settings())
+    await store.beat(
+        me, running=1, polled_ms=0, alive_ms=60_000
+    )  # the worker lives, so it is the task's fault
+    for most, status in ((1, "queued"), (0, "dead")):
+        [lease] = await world.leased(world.settings(VIS_TIMEOUT_MS=100))
+        await asyncio.to_thread(world.db.value, "SELECT pg_sleep(0.11)")
+        reaper = await world.loop(world.settings(MAX_LOSSES=most), "reaper")
+        await reaper._step()
+        assert world.db.task(lease.id)["status"] == status
+        world.db.rows("DELETE FROM tasks")
+        await (await world.index(world.settings())).call("FLUSHALL")

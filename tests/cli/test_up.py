@@ -1,0 +1,127 @@
+"""`scheduler up`: the whole system on one machine, from nothing, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fix_process import Process, alive, children, until
+
+from scheduler.supervisor import HOST
+
+
+@pytest.fixture
+def crowded() -> Iterator[int]:
+    """Somebody else has the usual ports of both servers, and the port that is given."""
+    with ExitStack() as stack:
+        for port in (5432, 6379):
+            with suppress(OSError):  # it is taken already
+                stack.enter_context(socket.create_server((HOST, port)))
+        yield stack.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
+
+
+def processes(data: Path) -> set[int]:
+    """Every process whose command line names a path in the directory."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{data}/".encode() in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+def address(up: Process, part: str) -> str:
+    """Where the table of `up` says that a part is."""
+    return up.says(rf"{part} +(http://\S+)")[1]
+
+
+def origin(up: Process) -> str:
+    """Where the API is, without the path of what is shown there."""
+    return "{0.scheme}://{0.netloc}".format(urlsplit(address(up, "API")))
+
+
+def finished(api: str, task_id: str) -> bool:
+    return httpx.get(f"{api}/v1/tasks/{task_id}").json()["status"] == "succeeded"
+
+
+def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, server_dir, crowded):
+    data = server_dir / "data"
+    env = {"HTTP_ADDR": f"{HOST}:{crowded}", "METRICS_ADDR": f"{HOST}:{crowded}"}
+    up = start("up", "--data-dir", str(data), "--workers", "2", **env)
+
+    # It says which ports it could not have, and where everything is.
+    for taken, part in ((5432, "Postgres"), (6379, "Redis"), (crowded, r"api \(HTTP_ADDR\)")):
+        other = up.says(rf"port {taken} is taken; {part} listens on (\d+)")[1]
+        assert int(other) != taken
+    up.says(r"Ctrl-C stops everything\.")
+    api = origin(up)
+    assert not any("app:app" in line for line in up.out if not line.startswith("export "))
+    for part in ("API metrics", "worker 1 metrics", "worker 2 metrics"):
+        assert "queue_depth" in httpx.get(address(up, part)).text
+
+    # It works.
+    answer = httpx.post(f"{api}/v1/tasks", json={"type": "noop"})
+    assert answer.status_code == 201, answer.text
+    task = answer.json()["id"]
+    until(lambda: finished(api, task))
+
+    # Ctrl-C stops everything.
+    below = children(up.pid)
+    assert len(below) > 5  # two servers with their watchers, the API, two workers
+    up.signal(signal.SIGINT)
+    assert up.ends() == 0
+    assert up.out[-1] == "stopping"
+    assert up.err == []
+    until(lambda: not any(map(alive, below)), within_s=5)
+    assert processes(data) == set()
+
+    # The second start finds what the first one left, and dies so that it cannot stop anything itself.
+    up = start("up", "--data-dir", str(data), "--workers", "1", **env)
+    up.says(r"Ctrl-C stops everything\.")
+    assert finished(origin(up), task)
+    below = children(up.pid)
+    up.signal(signal.SIGKILL)
+    until(lambda: not any(map(alive, below)), within_s=15)
+    assert processes(data) == set()
+
+
+def test_every_address_that_is_shown_answers(start, here, tmp_path):
+    """On servers of one's own nothing but the processes is started."""
+    up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **here)
+    up.says(r"Ctrl-C stops everything\.")
+    urls = re.findall(r"http://\S+", "\n".join(up.out))
+    assert len(urls) == 3
+    assert [httpx.get(url).status_code for url in urls] == [200, 200, 200]
+    assert {path.name for path in tmp_path.iterdir()} == {"logs"}
+    assert not [line for line in up.out if line.startswith("export ")]
+    up.signal(signal.SIGTERM)
+    assert up.ends() == 0
+
+
+def test_a_part_that_ends_ends_the_whole_and_is_named(start, here, tmp_path):
+    up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **here)
+    up.says(r"Ctrl-C stops everything\.")
+    below = children(up.pid)
+    [api] = [pid for pid in below if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(api, signal.SIGKILL)
+    assert up.ends() == 2
+    assert up.err == [f"scheduler: `scheduler api` ended with code -9; see {tmp_path / 'logs'}"]
+    assert not any(map(alive, below))
+
+
+def test_a_part_that_does_not_start_is_named_and_the_others_are_stopped(start, here, tmp_path):
+    env = here | {"REDIS_ADDR": f"{HOST}:1"}
+    up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **env)
+    assert up.ends() == 2
+    [line] = up.err
+    assert line.startswith("scheduler: `scheduler worker` ended with exit code 2: ")
+    assert "REDIS_ADDR" in line
+    assert children(up.pid) == set()

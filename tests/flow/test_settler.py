@@ -1,0 +1,360 @@
+"""Settle: what a result makes of its task, recorded in Postgres first and told to Redis after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fix_flow import Flow, MakeFlow
+from fix_proxy import Proxy
+from fix_store import Database
+from waiting import eventually
+
+from scheduler.backoff import Backoff
+from scheduler.model import PRIORITIES, Lease, Result, Settlement
+from scheduler.settle import decide, move, retry_policy
+
+
+async def leased(flow: Flow, type_: str = "noop", **fields: Any) -> Lease:
+    """A task that is leased now; `fields` are columns of its row."""
+    id_ = flow.db.put("queued", type=type_, **fields)
+    await flow.shard.push([(id_, fields.get("priority", "default"), 0)])
+    (lease,) = [lease for lease in await flow.lease() if lease.id == id_]
+    return lease
+
+
+RESULTS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, str | None]]] = {
+    "succeeded": ({"kind": "succeeded"}, {}, ("succeeded", "succeeded", None)),
+    "failed": ({"kind": "failed", "error": "why"}, {}, ("failed", "retrying", "retry:high")),
+    "failed for good": ({"kind": "failed"}, {"failures": 3}, ("failed", "dead", "dlq:high")),
+    "failed without retries": ({"kind": "failed"}, {"max_retries": 0}, ("failed", "dead", "dlq:high")),
+    "timed out": ({"kind": "timed_out"}, {}, ("timed_out", "retrying", "retry:high")),
+    "timed out for good": ({"kind": "timed_out"}, {"failures": 3}, ("timed_out", "dead", "dlq:high")),
+    "asked for a retry": ({"kind": "retry", "after_ms": 60_000}, {}, ("failed", "retrying", "retry:high")),
+    "asked in vain": ({"kind": "retry", "after_ms": 60_000}, {"failures": 3}, ("failed", "dead", "dlq:high")),
+    "rejected": ({"kind": "rejected", "error": "why"}, {}, ("failed", "dead", "dlq:high")),
+    "interrupted": ({"kind": "interrupted"}, {}, ("released", "queued", "q:high")),
+    "unknown type": ({"kind": "unknown_type"}, {}, ("released", "queued", "retry:high")),
+    "unknown for good": ({"kind": "unknown_type"}, {"refusals": 10}, ("released", "dead", "dlq:high")),
+    "died alone": ({"kind": "died"}, {}, ("lost", "queued", "q:high")),
+    "died alone for good": ({"kind": "died"}, {"losses": 3}, ("lost", "dead", "dlq:high")),
+}
+"""A result and what the row had before it: the run's outcome, the task's status, and the place in Redis."""
+
+
+@pytest.mark.parametrize("what", RESULTS)
+async def test_a_result_becomes_an_outcome_a_status_and_a_place(flow: Flow, what: str):
+    result, columns, (outcome, status, place) = RESULTS[what]
+    lease = await leased(flow, priority="high", attempts=20, **columns)
+    await flow.settle(lease, **result)
+    assert (flow.db.outcomes(lease.id), flow.status(lease.id)) == ([outcome], status)
+    assert await flow.place(lease.id) == place
+    assert flow.held.all() == []
+    assert flow.counted("acks_total") == 1
+    await flow.agree()
+
+
+@pytest.mark.parametrize(
+    ("result", "columns", "reason"),
+    [
+        ({"kind": "failed"}, {"failures": 3}, "failed"),
+        ({"kind": "timed_out"}, {"failures": 3}, "timed_out"),
+        ({"kind": "rejected"}, {}, "rejected"),
+        ({"kind": "unknown_type"}, {"refusals": 10}, "unknown_type"),
+        ({"kind": "died"}, {"losses": 3}, "lost"),
+    ],
+)
+async def test_a_dead_letter_has_a_reason(flow: Flow, result: dict, columns: dict, reason: str):
+    lease = await leased(flow, attempts=20, **columns)
+    await flow.settle(lease, **result)
+    assert flow.db.task(lease.id)["dead_reason"] == reason
+
+
+async def test_what_is_counted_is_what_postgres_accepted(flow: Flow):
+    flow.metrics.know_types({"noop"})
+    labels = {"type": "noop", "priority": "low"}
+    for kind, columns in (
+        ("succeeded", {}),
+        ("failed", {}),
+        ("timed_out", {"failures": 3, "attempts": 9}),
+        ("interrupted", {}),
+        ("succeeded", {}),
+    ):
+        lease = await leased(flow, priority="low", **columns)
+        await flow.settle(lease, kind=kind, run_us=1000)
+    assert flow.counted("tasks_succeeded_total", **labels) == 2
+    assert flow.counted("tasks_failed_total", **labels) == 2
+    assert flow.counted("tasks_retried_total") == 1
+    assert flow.counted("tasks_released_total") == 1
+    assert flow.counted("tasks_dead_total", reason="timed_out", **labels) == 1
+    assert flow.counted("task_run_seconds_count", type="noop") == 5
+
+
+async def test_a_type_from_elsewhere_is_counted_as_other(flow: Flow):
+    """Types are the users' words: as labels they would grow without end."""
+    lease = await leased(flow, "some.users:type", priority="low")
+    await flow.settle(lease)
+    assert flow.counted("tasks_succeeded_total", type="other", priority="low") == 1
+
+
+async def test_the_wait_before_a_retry_is_the_settings(make_flow: MakeFlow):
+    flow = await make_flow(RETRY_BASE_MS=20_000, RETRY_MAX_MS=60_000)
+    for failures, expected in ((0, 20_000), (1, 40_000), (2, 60_000)):
+        lease = await leased(flow, failures=failures, attempts=failures)
+        await flow.settle(lease, kind="failed")
+        assert expected - 5000 < flow.db.task(lease.id)["due_in_ms"] <= expected
+
+
+async def test_a_type_has_a_backoff_of_its_own_and_a_task_before_it(flow: Flow):
+    of_type = Backoff("constant", base_ms=20_000, jitter="none")
+
+    @flow.handler("slow_retry", backoff=of_type)
+    async def slow_retry(): ...
+
+    typed = await leased(flow, "slow_retry")
+    own = await leased(flow, "slow_retry", backoff=json.dumps({"base_ms": 40_000, "max_ms": 80_000}))
+    await flow.settle(typed, own, kind="failed")
+    assert 15_000 < flow.db.task(typed.id)["due_in_ms"] <= 20_000
+    assert 35_000 < flow.db.task(own.id)["due_in_ms"] <= 40_000
+    policy = retry_policy(own, flow.registry.get("slow_retry"), flow.settings)
+    assert policy == replace(of_type, base_ms=40_000, max_ms=80_000)
+
+
+async def test_a_handler_asks_for_its_own_wait(flow: Flow):
+    lease = await leased(flow)
+    await flow.settle(lease, kind="retry", after_ms=40_000)
+    assert 35_000 < flow.db.task(lease.id)["due_in_ms"] <= 40_000
+
+
+async def test_redis_is_told_after_postgres_and_by_the_lease_that_it_was(flow: Flow):
+    lease = await leased(flow)
+    with flow.db.transaction() as other:
+        other.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", lease.id)
+        settling = asyncio.create_task(flow.settle(lease))
+        await flow.db.blocked()
+        assert await flow.place(lease.id) == "leases"
+    await settling
+    assert await flow.place(lease.id) is None
+
+
+async def lost_and_taken(flow: Flow) -> tuple[Lease, Lease]:
+    """A lease that was reaped, and the one that took over."""
+    old = await leased(flow)
+    await flow.lapse(old.id)
+    await flow.reaper().step()
+    (new,) = await flow.lease()
+    assert (new.id, new.attempt) == (old.id, 2)
+    return old, new
+
+
+@pytest.mark.parametrize("kind", ["succeeded", "failed", "interrupted", "rejected"])
+async def test_a_fenced_outcome_changes_nothing_and_leaves_redis_alone(flow: Flow, kind: str):
+    old, new = await lost_and_taken(flow)
+    before, held = flow.db.task(new.id), await flow.contents()
+    await flow.settle(old, kind=kind)
+    after = flow.db.task(new.id)
+    for moving in ("due_in_ms", "lease_ms"):
+        del before[moving], after[moving]
+    assert (after, await flow.contents()) == (before, held)
+    assert flow.counted("outcomes_fenced_total") == 1
+    assert flow.counted("acks_total") == 0
+    (run,) = flow.db.runs(old.id)
+    assert run["outcome"] == "lost"
+    assert run["late_outcome"] == decide(old, Result(kind), None, flow.settings).outcome
+    await flow.settle(new)
+    assert flow.db.outcomes(new.id) == ["lost", "succeeded"]
+    await flow.agree()
+
+
+async def test_of_two_workers_with_one_task_one_success_counts(flow: Flow):
+    old, new = await lost_and_taken(flow)
+    await asyncio.gather(flow.settle(old), flow.settle(new))
+    assert flow.db.outcomes(new.id) == ["lost", "succeeded"]
+    assert flow.counted("outcomes_fenced_total") == 1
+    await flow.agree()
+
+
+async def test_many_outcomes_are_settled_in_batches(make_flow: MakeFlow):
+    flow = await make_flow(SETTLE_BATCH_SIZE=7)
+    for n in range(40):
+        await flow.enqueue(priority=PRIORITIES[n % 4])
+    leases = await flow.lease()
+    await flow.settle(*leases)
+    assert len(leases) == flow.db.value("SELECT count(*) FROM tasks WHERE status = 'succeeded'") == 40
+    batches = flow.db.value("SELECT count(DISTINCT xmin::text) FROM tasks")
+    assert 6 <= batches <= 12
+    await flow.agree()
+
+
+@pytest.mark.parametrize("poisoned", [0, 3, 6])
+async def test_a_poisoned_error_is_settled_without_its_text_and_its_neighbours_with_theirs(
+    flow: Flow, poisoned: int
+):
+    """Texts are made safe before; should one slip through, its batch must not pay for it."""
+    for _ in range(7):
+        await flow.enqueue()
+    leases = await flow.lease()
+    settler = flow.settler()
+    for n, lease in enumerate(leases):
+        text = "a\0b" if n == poisoned else f"failure {n}"
+        settler.add(Settlement(lease, "failed", "retrying", delay_ms=60_000, error=text))
+    settler.start()
+    await settler.stop()
+    assert [flow.status(lease.id) for lease in leases] == ["retrying"] * 7
+    errors = [flow.db.task(lease.id)["last_error"] for lease in leases]
+    assert errors == [None if n == poisoned else f"failure {n}" for n in range(7)]
+    await flow.agree()
+
+
+@pytest.mark.parametrize("poisoned", [0, 3, 6])
+async def test_an_outcome_that_cannot_be_recorded_does_not_keep_its_neighbours(flow: Flow, poisoned: int):
+    """A defect of ours. The neighbours are settled and told; the culprit is the reaper's."""
+    for _ in range(7):
+        await flow.enqueue()
+    leases = await flow.lease()
+    settler = flow.settler()
+    for n, lease in enumerate(leases):
+        delay = 2**62 if n == poisoned else 60_000
+        settler.add(Settlement(lease, "failed", "retrying", delay_ms=delay, error="why"))
+    settler.start()
+    await settler.stop()
+    statuses = [flow.status(lease.id) for lease in leases]
+    assert statuses == ["running" if n == poisoned else "retrying" for n in range(7)]
+    assert flow.held.all() == []
+    await flow.agree()
+    await flow.lapse(leases[poisoned].id)
+    await flow.reaper().step()
+    assert flow.status(leases[poisoned].id) == "queued"
+
+
+async def test_an_outcome_that_breaks_a_rule_of_the_schema_does_not_keep_its_neighbours(flow: Flow):
+    for _ in range(4):
+        await flow.enqueue()
+    leases = await flow.lease()
+    settler = flow.settler()
+    for n, lease in enumerate(leases):
+        settler.add(Settlement(lease, "failed", "dead", reason=None if n == 1 else "failed"))
+    settler.start()
+    async with asyncio.timeout(5):
+        await settler.stop()
+    assert [flow.status(lease.id) for lease in leases] == ["dead", "running", "dead", "dead"]
+    await flow.agree()
+
+
+async def test_a_settle_whose_answer_is_lost_is_sent_again_and_counts_once(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=300)
+    await flow.enqueue("always_fail")
+    (lease,) = await flow.lease()
+    link.swallow("down")
+    settling = asyncio.create_task(flow.settle(lease, kind="failed"))
+    await flow.becomes(lease.id, "retrying")
+    link.heal()
+    await settling
+    assert (flow.db.outcomes(lease.id), flow.db.task(lease.id)["failures"]) == (["failed"], 1)
+    assert flow.db.runs(lease.id)[0]["late_outcome"] is None
+    assert flow.counted("outcomes_fenced_total") == 0
+    await flow.agree()
+
+
+async def test_a_settle_waits_for_postgres_with_the_same_fence(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=300)
+    id_ = await flow.enqueue()
+    (lease,) = await flow.lease()
+    link.stop()
+    settling = asyncio.create_task(flow.settle(lease))
+    await asyncio.wait({settling}, timeout=0.3)
+    assert not settling.done()
+    assert flow.held.all() == [lease], "the heartbeat goes on for it"
+    link.start()
+    await settling
+    assert flow.db.outcomes(id_) == ["succeeded"]
+    assert flow.held.all() == []
+    await flow.agree()
+
+
+async def test_an_outcome_is_given_up_at_its_leases_end(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=100, VIS_TIMEOUT_MS=400)
+    id_ = await flow.enqueue()
+    (lease,) = await flow.lease()
+    link.stop()
+    async with asyncio.timeout(5):
+        await flow.settle(lease)
+    assert flow.held.all() == []
+    assert (flow.status(id_), await flow.place(id_)) == ("running", "leases")
+    link.start()
+    await eventually(lambda: flow.db.task(id_)["lease_ms"] <= 0)
+    await flow.lapse(id_)
+    await flow.reaper().step()
+    assert (flow.db.outcomes(id_), await flow.place(id_)) == (["lost"], "q:default")
+
+
+async def test_ids_that_redis_could_not_be_told_about_are_told_with_the_next(
+    make_flow: MakeFlow, redis_url: str, proxy: Callable[[str], Proxy]
+):
+    link = proxy(redis_url)
+    flow = await make_flow(REDIS_ADDR=link.url, STORE_TIMEOUT_MS=300)
+    first, second = await leased(flow), await leased(flow)
+    settler = flow.settler()
+    settler.start()
+    link.stop()
+    settler.add(decide(first, Result("succeeded"), None, flow.settings))
+    await flow.becomes(first.id, "succeeded")
+    await eventually(lambda: not flow.held.all() or flow.held.all() == [second])
+    link.start()
+    settler.add(decide(second, Result("succeeded"), None, flow.settings))
+    await settler.stop()
+    assert [await flow.place(lease.id) for lease in (first, second)] == [None, None]
+    assert flow.counted("acks_total") == 2
+    await flow.agree()
+
+
+async def test_what_is_given_back_lies_at_the_head_in_its_old_order(flow: Flow):
+    """One by one each goes before the others, so the last one is given back first."""
+    ids = [await flow.enqueue() for _ in range(6)]
+    leases = [*await flow.lease(2), *await flow.lease(3)]
+    settler = flow.settler()
+    for lease in reversed(leases):
+        settler.add(decide(lease, Result("interrupted"), None, flow.settings))
+    settler.start()
+    await settler.stop()
+    assert (await flow.contents()).q["default"] == ids
+    await flow.agree()
+
+
+async def test_stopping_records_what_waits(flow: Flow):
+    for _ in range(5):
+        await flow.enqueue()
+    leases = await flow.lease()
+    settler = flow.settler()
+    settler.start()
+    for lease in leases:
+        settler.add(decide(lease, Result("succeeded"), None, flow.settings))
+    assert [s.lease for s in settler.outstanding()] == leases
+    await settler.stop()
+    assert settler.outstanding() == []
+    assert {flow.status(lease.id) for lease in leases} == {"succeeded"}
+
+
+async def test_every_settlement_has_one_destination(flow: Flow):
+    lease = await leased(flow, priority="low")
+    for kind, place in (
+        ("succeeded", "gone"),
+        ("failed", "retry"),
+        ("rejected", "dead"),
+        ("interrupted", "head"),
+    ):
+        moved = move(decide(lease, Result(kind), None, flow.settings))
+        assert (moved.id, moved.token, moved.where, moved.priority) == (lease.id, lease.token, place, "low")
