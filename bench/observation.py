@@ -69,5 +69,7 @@ def observe(system: System, title: str, mix: Mix, n: int, *, seed: int = 1) -> O
             sent.ids,
             prefix=settings.redis_prefix,
             exactly=expected,
+            max_losses=settings.max_losses,
+            slack_s=settings.store_timeout_ms / 1000,
         ),
     )

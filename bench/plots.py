@@ -37,7 +37,7 @@ PRIORITY: Final = {
 """Colour and dashes of each priority's line."""
 
 STYLE: Final[dict[str, Any]] = {
-    "figure.dpi": 80,
+    "figure.dpi": 110,
     "figure.figsize": (6.4, 3.6),
     "figure.constrained_layout.use": True,
     "font.size": 9,

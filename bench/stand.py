@@ -69,6 +69,8 @@ class Part:
             StartError: it ended, or was not ready in time.
         """
         if not self.alive:
+            if self._child is not None:
+                self._child.wait()
             self._child = Child(self.args, env=self.env, log=self.log)
             self._child.ready(_READY_S)
         return self

@@ -10,5 +10,5 @@ from scheduler import handler
 
 @handler("work")
 async def work(payload: dict[str, Any]) -> None:
-    """Take `ms` milliseconds (default 100). The lease is renewed meanwhile, as that of an ordinary handler."""
+    """Take `ms` milliseconds (default 100), with the lease renewed, as that of an ordinary handler is."""
     await asyncio.sleep(int(payload.get("ms", 100)) / 1000)

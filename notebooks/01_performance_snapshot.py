@@ -10,8 +10,8 @@
 #    and 5 % sleepers that outlive their lease, so that the reaper takes them back.
 #
 # The profile `ci` is small enough for a test; `full` is what is published. Everything below was measured
-# when the notebook ran, once for each burst: on a shared or a busy machine times may well differ by half
-# from run to run, while the counts may not differ at all.
+# when the notebook ran, once for each burst. Times vary from run to run, and more so on a machine that is
+# shared or busy; the counts must not vary at all.
 
 # %% tags=["parameters"]
 profile = "ci"  # or "full"

@@ -54,12 +54,13 @@ class Child:
 
     def __init__(self, args: Sequence[str], *, env: Mapping[str, str], log: Path | None = None) -> None:
         self.args = list(args)
+        self._env = dict(env)
         read_end, self._lifeline = os.pipe()  # neither is inherited by other children
         output: IO[bytes] | None = log.open("ab") if log is not None else None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "scheduler", *args, "--lifeline", str(read_end)],
-                env=dict(env),
+                env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -100,6 +101,10 @@ class Child:
             code = self._process.wait()
             raise StartError(f"`scheduler {self.args[0]}` ended with exit code {code}{self._last_words()}")
         return dict(part.split("=", 1) for part in line.split()[2:])
+
+    def again(self) -> Child:
+        """Another one of the same command line, environment and log."""
+        return Child(self.args, env=self._env, log=self._log)
 
     def signal(self, number: int) -> None:
         """Send a signal; a child that has ended already is left in peace."""

@@ -91,6 +91,7 @@ def _add_systems(commands: Commands) -> None:
         "are started from the wheels and keep their data in --data-dir.",
     )
     up.add_argument("--workers", type=_positive, default=3, help="worker processes (default 3)")
+    up.add_argument("--app", metavar="MODULE", help="a module with @handler functions for the workers")
     up.add_argument("--data-dir", default=".scheduler", help="where data and logs go (default .scheduler)")
 
 
@@ -134,11 +135,11 @@ def _add_dlq(commands: Commands) -> None:
     for some in (redrive, purge):
         some.add_argument("ids", nargs="*", type=_task_id, help="ids of tasks")
         some.add_argument("--all", action="store_true", help="every dead letter")
-        some.add_argument("--reason", choices=_REASONS, help="only those that died of this")
     for some in (listing, redrive, purge):
         some.add_argument("--type", help="only this type")
         some.add_argument("--queue", help="only this queue")
         some.add_argument("--priority", choices=_PRIORITIES, help="only this priority")
+        some.add_argument("--reason", choices=_REASONS, help="only those that died of this")
 
 
 def _task_id(text: str) -> str:
@@ -177,11 +178,12 @@ def _dispatch(args: argparse.Namespace) -> int:
     log.configure(settings.log_level, settings.log_format)
     if args.command == "up":
         return commands.up(args, os.environ)
+    if args.command == "worker":
+        return commands.worker(settings, args, os.environ)
     if args.command == "config":
         return commands.config(settings, sources)
     command = {
         "api": commands.api,
-        "worker": commands.worker,
         "migrate": commands.migrate,
         "task": commands.task,
         "dlq": commands.dlq,

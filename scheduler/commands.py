@@ -28,11 +28,9 @@ Args = argparse.Namespace
 
 
 def run_async(main: Coroutine[Any, Any, int]) -> int:
-    """Run a coroutine on the fast event loop, where there is one."""
-    try:
-        import uvloop  # not on every interpreter
-    except ImportError:
-        return asyncio.run(main)
+    """Run a coroutine on the fast event loop."""
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
@@ -75,7 +73,7 @@ def api(settings: Settings, args: Args) -> int:
     return 0
 
 
-def worker(settings: Settings, args: Args) -> int:
+def worker(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
     """Work: one process, or a fleet of them."""
     if args.lifeline is not None:
         hold_lifeline(args.lifeline)
@@ -83,7 +81,7 @@ def worker(settings: Settings, args: Args) -> int:
         from scheduler.fleet import Fleet
 
         command = ["worker", *(["--app", args.app] if args.app else [])]
-        return Fleet(settings, args.processes, command, os.environ).run()
+        return Fleet(settings, args.processes, command, env).run()
     return run_async(_worker(settings, args.app))
 
 
@@ -138,7 +136,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
     with Stack(env, Path(args.data_dir), lambda line: print(line, flush=True)) as stack:
         stack.start_servers()
         http = stack.start_api()
-        fleet = stack.start_workers(args.workers)
+        fleet = stack.start_workers(args.workers, args=["--app", args.app] if args.app else [])
         settings, _ = load(stack.env)
         rows = [
             ("Postgres", masked("postgres_url", settings.postgres_url)),
@@ -157,6 +155,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
                 print(f"export {name}='{server.url}'   # for `scheduler` in other terminals")
         print("Ctrl-C stops everything.", flush=True)
         while not stopping.wait(0.5):
+            stack.revive_workers()
             stack.check()
         print("stopping", flush=True)
     return 0
@@ -242,7 +241,12 @@ async def _dlq(settings: Settings, args: Args) -> int:
     async with stores(settings, "scheduler-dlq") as (store, index):
         if args.action == "list":
             found = await store.tasks(
-                dead=True, type=args.type, queue=args.queue, priority=args.priority, limit=args.limit
+                dead=True,
+                type=args.type,
+                queue=args.queue,
+                priority=args.priority,
+                reason=args.reason,
+                limit=args.limit,
             )
             return _print_dead(found, args.json)
         if not (args.ids or args.all or args.type or args.queue or args.priority or args.reason):
@@ -295,11 +299,13 @@ async def _queue(settings: Settings) -> int:
         except QueueError as error:
             raise StartError(f"Redis cannot be asked ({error}); start it or correct REDIS_ADDR") from None
     rows = [
-        (name, priority, *_by_priority(d, i), d.leased if i == 0 else None)
+        (name, priority, *_by_priority(d, i))
         for name, d in depths.items()
         for i, priority in enumerate(PRIORITIES)
     ]
-    print(table(("queue", "priority", "ready", "waiting", "dead", "in flight"), rows))
+    print(table(("queue", "priority", "ready", "waiting", "dead"), rows))
+    print()
+    print(table(("queue", "in flight"), [(name, d.leased) for name, d in depths.items()]))
     return 0
 
 

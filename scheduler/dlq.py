@@ -1,7 +1,7 @@
 """Dead letters: give them a new life, or take them off the queue for good.
 
 Postgres decides and records; Redis follows. A page that Postgres has committed and Redis could not be told
-about is put right by reconcile.
+about is put right by reconcile. Both work on what was dead when they began; what dies meanwhile stays.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PAGE: Final = 500
 
 async def redrive(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
     """Queue every dead letter that fits `which` again; how many. `progress` is told the count so far."""
-    total = 0
-    while rows := await failpoints.through("redrive.commit", store.redrive(which, page=_PAGE)):
+    total, until = 0, await store.now()
+    while rows := await failpoints.through("redrive.commit", store.redrive(which, until=until, page=_PAGE)):
         for queue, entries in _by_queue(rows).items():
             try:
                 push = index.shard(queue).push([(id_, priority, 0) for id_, priority in entries])
@@ -36,8 +36,8 @@ async def redrive(store: Store, index: Index, which: Filter, progress: Callable[
 
 async def purge(store: Store, index: Index, which: Filter, progress: Callable[[int], None]) -> int:
     """Take every dead letter that fits `which` off the queue; how many. The tasks stay dead, as history."""
-    total = 0
-    while rows := await failpoints.through("purge.commit", store.purge(which, page=_PAGE)):
+    total, until = 0, await store.now()
+    while rows := await failpoints.through("purge.commit", store.purge(which, until=until, page=_PAGE)):
         for queue, entries in _by_queue(rows).items():
             try:
                 await failpoints.through("purge.remove", index.shard(queue).dlq_del(entries))

@@ -6,7 +6,7 @@
     async def send_mail(payload: Mail, ctx: Context) -> None: ...
 
 The function may be `async` or not (then it runs in a thread), and takes the payload, or the payload and the
-context, or nothing. A payload annotated with a type (a pydantic model, a dataclass, a TypedDict) is
+context, or nothing. A payload annotated with a type (a pydantic model, a dataclass) is
 validated and converted; a payload that does not fit is rejected. What the function returns is ignored; to
 return is to succeed, to raise is to fail.
 """
@@ -28,7 +28,7 @@ import structlog
 
 from scheduler import clock, log
 from scheduler.backoff import Backoff
-from scheduler.errors import ConfigError, StartError
+from scheduler.errors import ConfigError, Reject, StartError
 from scheduler.model import TYPE_PATTERN
 
 
@@ -37,8 +37,8 @@ class Context:
     """What a handler may know about its run.
 
     Attributes:
-        id: The task's id; with `attempt` it makes a good idempotency key for side effects.
-        attempt: The number of this attempt, from 1.
+        id: The task's id, the same in every attempt: the idempotency key for side effects.
+        attempt: The number of this attempt, from 1: what a side effect may use as a fence.
         type: The task's type.
         failures: Failed runs before this one, since the last redrive.
         deadline: A reading of `time.monotonic()`: past it the run is timed out.
@@ -65,6 +65,9 @@ class Context:
 
 
 Load = Callable[[Any], Any]
+
+_SHOWN: Final = 10
+"""Most misfits of a payload that an error names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,9 +168,20 @@ def _loader(annotation: Any) -> Load | None:
     plain = typing.get_origin(annotation) or annotation
     if plain in (dict, Any, object):
         return None
-    from pydantic import TypeAdapter  # noqa: PLC0415 - costs a worker 10 MB that plain handlers need not pay
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - plain handlers spare the 10 MB
 
-    return TypeAdapter(annotation).validate_python
+    validate = TypeAdapter(annotation).validate_python
+
+    def load(payload: Any) -> Any:
+        try:
+            return validate(payload)
+        except ValidationError as error:
+            # Not the error's own text, which quotes the payload.
+            found = error.errors(include_input=False, include_url=False, include_context=False)
+            places = (f"{'.'.join(map(str, e['loc'])) or 'payload'}: {e['msg']}" for e in found[:_SHOWN])
+            raise Reject(f"the payload does not fit the handler: {'; '.join(places)}") from None
+
+    return load
 
 
 REGISTRY: Final = Registry()

@@ -93,15 +93,7 @@ class Heartbeat:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         store = await Store.open(self._settings, name="scheduler-heartbeat", max_conns=CONNECTIONS)
-
-        async def step() -> None:
-            try:
-                await self._renew(store)
-                await self._sign(store)
-            finally:
-                await self._watch(store)
-
-        loop = Loop("heartbeat", self._beat_s, step, self._metrics)
+        loop = Loop("heartbeat", self._beat_s, lambda: self.step(store), self._metrics)
         loop.start()
         self._started.set()
         await self._stopping.wait()
@@ -111,6 +103,14 @@ class Heartbeat:
         except StoreError as error:
             self._log.warning("could not sign off", error=str(error))
         await store.close()
+
+    async def step(self, store: Store) -> None:
+        """One beat: renew what is due, sign the registry, look for a stuck run."""
+        try:
+            await self._renew(store)
+            await self._sign(store)
+        finally:
+            await self._watch(store)
 
     async def _renew(self, store: Store) -> None:
         now = clock.monotonic()

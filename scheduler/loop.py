@@ -14,6 +14,9 @@ from scheduler.metrics import Metrics
 _LONGEST_PAUSE_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 0.1
 
+_rng: Final = random.Random()
+"""Spreads the passes that follow a failure."""
+
 Step = Callable[[], Awaitable[bool | None]]
 
 
@@ -61,7 +64,7 @@ class Loop:
                 self._errors.inc()
                 self._report(error, failures)
                 pause = min(_FIRST_PAUSE_S * 2 ** min(failures - 1, 10), _LONGEST_PAUSE_S)
-                await self._sleep(pause * random.uniform(0.5, 1))
+                await self._sleep(pause * _rng.uniform(0.5, 1))
                 continue
             if failures:
                 self._log.info("works again", failures=failures)

@@ -59,10 +59,10 @@ class Reconciler:
         self._log = log.get("reconcile")
         self._marks = count(1)
         self._recent: str | None = None
-        self._young: str | None = None
+        self._second_look = True
         self._rotation = FIRST_ID
         self._dead_rotation = FIRST_ID
-        self._dlq_start = dict.fromkeys(PRIORITIES, 0)
+        self._dlq_start: dict[tuple[str, Priority], int] = {}
 
     async def step(self) -> None:
         """One pass, if this process leads."""
@@ -78,8 +78,9 @@ class Reconciler:
         run_id = await self._index.run_id()
         censuses = [await self._census(epoch, run_id) for epoch in await self._store.epochs()]
         next_recent = await self._store.recent_id(_OVERLAP_MS)
-        self._young = None
-        if everything or any(c.lost for c in censuses):
+        sweep = everything or any(c.lost for c in censuses)
+        self._second_look = not sweep
+        if sweep:
             self._log.warning("comparing all rows", lost=[c.queue for c in censuses if c.lost])
             self._repaired("rebuilt", 1)
             await self._sweep()
@@ -97,7 +98,8 @@ class Reconciler:
         shard = self._index.shard(epoch.queue)
         census = await failpoints.through("reconcile.census", shard.census())
         number = int(census.epoch) if census.epoch is not None and census.epoch.isdecimal() else None
-        lost = number is None or number < epoch.epoch or run_id != epoch.run_id
+        # A queue that no pass has seen yet has nothing to lose: its rows are recent ones.
+        lost = epoch.epoch > 0 and (number is None or number < epoch.epoch or run_id != epoch.run_id)
         expected = census.epoch
         if lost:
             mark = f"rebuilding:{self._holder}:{next(self._marks)}"
@@ -121,7 +123,6 @@ class Reconciler:
 
     async def _some(self) -> None:
         """The recent rows, and a page each of the older ones, the dead letters and the dead-letter sets."""
-        self._young = await self._store.recent_id(_GRACE_MS)
         recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
         while recent is not None:
             recent = await self._open_rows(recent)
@@ -129,8 +130,8 @@ class Reconciler:
         self._dead_rotation = await self._dead_rows(self._dead_rotation) or FIRST_ID
         for queue in await self._store.queues():
             for priority in PRIORITIES:
-                start = self._dlq_start[priority]
-                self._dlq_start[priority] = await self._dlq_entries(queue, priority, start) or 0
+                start = self._dlq_start.get((queue, priority), 0)
+                self._dlq_start[queue, priority] = await self._dlq_entries(queue, priority, start) or 0
 
     async def _open_rows(self, after: str, *, older: bool = False) -> str | None:
         """Compare one page of open rows; where the next one begins, None after the last."""
@@ -168,9 +169,7 @@ class Reconciler:
         Adding one of these would do no harm: the claim or the reaper would find it stale. A sweep therefore
         spares itself the second look.
         """
-        if not rows or self._young is None:
-            return rows
-        return await self._store.unchanged([row for row in rows if row.id < self._young])
+        return await self._store.unchanged(rows, min_age_ms=_GRACE_MS) if self._second_look else rows
 
     def _overdue(self, row: OpenRow, token: str, *, older: bool) -> bool:
         """Redis knows the id and still nothing has happened to it for two intervals."""

@@ -7,6 +7,7 @@ back as a Result, and `settle` decides what that means for the task.
 from __future__ import annotations
 
 import asyncio
+import math
 import traceback
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Cause = Literal["timed_out", "lost", "stopping"]
 """Why the worker ended a run before the handler did."""
 
 _LONGEST_TEXT: Final = 2000
+_LONGEST_WAIT_MS: Final = 365 * 86_400_000
+"""A handler that asks for more gets this; far beyond it lies no instant that Postgres can name."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +55,6 @@ async def run(handler: Handler, running: Running, threads: Executor) -> Result:
 async def _call(handler: Handler, running: Running, threads: Executor) -> Result:
     try:
         payload = running.lease.payload if handler.load is None else handler.load(running.lease.payload)
-    except Exception as error:  # noqa: BLE001 - a validator may raise anything
-        return Result("rejected", f"the payload does not fit the handler: {describe(error)}")
-    try:
         if handler.is_async:
             await handler.call(payload, running.context)
         else:
@@ -63,7 +63,7 @@ async def _call(handler: Handler, running: Running, threads: Executor) -> Result
     except Reject as error:
         outcome = Result("rejected", describe(error))
     except Retry as error:
-        outcome = Result("retry", describe(error), error.after_ms)
+        outcome = Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
     except BaseException as error:  # noqa: BLE001 - SystemExit in a handler is that task's failure, not ours
         outcome = Result("failed", describe(error))
     if running.cause is None:
@@ -82,7 +82,7 @@ def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
 
 
 class _ThreadEnded(Exception):
-    """Carries what a handler in a thread raised past `Exception`: raised on the loop it would end that."""
+    """Says what a handler in a thread raised: SystemExit would end the loop, StopIteration never reach it."""
 
 
 async def _in_thread(handler: Handler, payload: Any, running: Running, threads: Executor) -> None:
@@ -110,7 +110,7 @@ def _forget_cancellation(running: Running) -> None:
 def _guarded(handler: Handler, payload: Any, context: Context) -> None:
     try:
         handler.call(payload, context)
-    except Exception:
+    except (Reject, Retry):
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit in a thread is that task's failure, too
         raise _ThreadEnded(describe(error)) from None
@@ -122,7 +122,7 @@ def describe(error: BaseException) -> str:
         return str(error)
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - a __str__ that raises is the handler's, too
+    except BaseException:  # noqa: BLE001 - a __str__ that raises is the handler's, too
         text = "(its text could not be read)"
     frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
     where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""

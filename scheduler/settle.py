@@ -29,6 +29,9 @@ _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _MOST_UNPLACED: Final = 100_000
 
+_rng: Final = random.Random()
+"""Spreads the retries."""
+
 
 def decide(lease: Lease, result: Result, handler: Handler | None, settings: Settings) -> Settlement:
     """What a result makes of its task: the rules are lifecycle's, the wait before a retry is backoff's."""
@@ -52,7 +55,7 @@ def decide(lease: Lease, result: Result, handler: Handler | None, settings: Sett
     outcome: Literal["failed", "timed_out"] = "timed_out" if result.kind == "timed_out" else "failed"
     verdict = lifecycle.after_failure(lease.failures, lease.max_retries, outcome)
     if verdict.status == "retrying":
-        wait = retry_policy(lease, handler, settings).delay_ms(lease.failures + 1, random.Random())
+        wait = retry_policy(lease, handler, settings).delay_ms(lease.failures + 1, _rng)
         delay = result.after_ms if result.kind == "retry" else wait
         return replace(base, outcome=outcome, status="retrying", delay_ms=delay)
     return replace(base, outcome=outcome, status=verdict.status, reason=verdict.reason)

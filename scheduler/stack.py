@@ -88,6 +88,19 @@ class Stack:
         self.children.remove(child)
         return child.stop(grace_s)
 
+    def revive_workers(self) -> None:
+        """Start a worker that has ended again, in its place: one that a handler took down, say.
+
+        Raises:
+            StartError: it does not start any more.
+        """
+        for i, child in enumerate(self.children):
+            if child.args[0] == "worker" and child.returncode is not None:
+                self._say(f"a worker ended with code {child.returncode}; starting it again")
+                self.children[i] = child.again()
+                self._parts.callback(self._end, self.children[i])
+                self.children[i].ready()
+
     def check(self) -> None:
         """See that every part that was started still runs.
 

@@ -48,6 +48,7 @@ _TERMS: Final = {
     "type": "t.type = :'type'",
     "queue": "t.queue = :'queue'",
     "priority": "t.priority = :'priority'",
+    "reason": "t.dead_reason = :'reason'",
 }
 _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
@@ -314,17 +315,28 @@ class Store:
         cancelled = bool(await self._run("cancel", id=id_))
         return await self.task(id_), cancelled
 
-    async def redrive(self, which: Filter, *, page: int) -> list[tuple[str, str, Priority]]:
-        """Queue a page of dead letters again: (id, queue, priority) of each."""
-        return await self._dead_letters("redrive", which, page)
+    async def now(self) -> str:
+        """The instant by Postgres' clock, as `redrive` and `purge` take it."""
+        return str((await self._run("now"))[0][0])
 
-    async def purge(self, which: Filter, *, page: int) -> list[tuple[str, str, Priority]]:
-        """Take a page of dead letters off the queue for good: (id, queue, priority) of each."""
-        return await self._dead_letters("purge", which, page)
+    async def redrive(
+        self, which: Filter, *, page: int, until: str | None = None
+    ) -> list[tuple[str, str, Priority]]:
+        """Queue a page of the letters that were dead at `until` again: (id, queue, priority) of each."""
+        return await self._dead_letters("redrive", which, until, page)
 
-    async def _dead_letters(self, name: str, which: Filter, page: int) -> list[tuple[str, str, Priority]]:
+    async def purge(
+        self, which: Filter, *, page: int, until: str | None = None
+    ) -> list[tuple[str, str, Priority]]:
+        """Take a page of the letters that were dead at `until` off: (id, queue, priority) of each."""
+        return await self._dead_letters("purge", which, until, page)
+
+    async def _dead_letters(
+        self, name: str, which: Filter, until: str | None, page: int
+    ) -> list[tuple[str, str, Priority]]:
         params = which._asdict() | {"ids": None if which.ids is None else words(which.ids)}
-        return [(row[0], row[1], row[2]) for row in await self._run(name, page=page, **params)]
+        rows = await self._run(name, until=until, page=page, **params)
+        return [(row[0], row[1], row[2]) for row in rows]
 
     # reading
 
@@ -344,6 +356,7 @@ class Store:
         type: str | None = None,  # noqa: A002 - the field's name
         queue: str | None = None,
         priority: Priority | None = None,
+        reason: str | None = None,
         dead: bool = False,
         before: str | None = None,
         limit: int = 50,
@@ -352,7 +365,7 @@ class Store:
 
         `dead=True` lists dead letters only (a purged task is dead, but no dead letter any more).
         """
-        values = {"status": status, "type": type, "queue": queue, "priority": priority}
+        values = {"status": status, "type": type, "queue": queue, "priority": priority, "reason": reason}
         given = {name: value for name, value in values.items() if value is not None}
         terms = [f"AND {_TERMS[name]}" for name in given]
         if dead:
@@ -428,12 +441,17 @@ class Store:
             for row in await self._run("open_page", after=after, page=page)
         ]
 
-    async def unchanged(self, rows: Sequence[OpenRow]) -> list[OpenRow]:
-        """Those of `rows` whose status and lease are still what they were."""
+    async def unchanged(self, rows: Sequence[OpenRow], *, min_age_ms: int = 0) -> list[OpenRow]:
+        """Those of `rows` whose status and lease are still what they were, and that were made so long ago."""
         if not rows:
             return []
-        now = {row[0]: (row[1], row[6]) for row in await self._run("look", ids=words(r.id for r in rows))}
-        return [row for row in rows if now.get(row.id) == (row.status, row.token)]
+        now = {row[0]: row for row in await self._run("look", ids=words(r.id for r in rows))}
+        seen = [(r, now[r.id]) for r in rows if r.id in now]
+        return [
+            r
+            for r, (_, status, *_, token, _, age_ms) in seen
+            if (status, token) == (r.status, r.token) and age_ms >= min_age_ms
+        ]
 
     async def dead_page(self, after: str, page: int) -> list[tuple[str, str, Priority, int]]:
         """Dead letters with ids above `after`, by id: (id, queue, priority, milliseconds since death)."""
@@ -525,7 +543,7 @@ def _created(sent: NewTask, row: Mapping[int, Any] | tuple[Any, ...]) -> Accepte
 def _refusal(id_: str, row: tuple[Any, ...] | None) -> Refusal:
     if row is None:
         return Refusal(id_, "unknown", "gone", "default")
-    _, status, dead, priority, _, due_ms, token, lease_ms = row
+    _, status, dead, priority, _, due_ms, token, lease_ms, _ = row
     if dead:
         return Refusal(id_, "dead", "dead", priority)
     if status == "running":
@@ -540,7 +558,7 @@ def _refusal(id_: str, row: tuple[Any, ...] | None) -> Refusal:
 def _reaped(id_: str, lost: tuple[Any, ...] | None, row: tuple[Any, ...] | None) -> Reaped:
     if row is None:
         return Reaped(id_, "gone", "default", "", lost=False, died=False)
-    _, status, dead, priority, type_, due_ms, token, lease_ms = row
+    _, status, dead, priority, type_, due_ms, token, lease_ms, _ = row
     was_lost, died = lost is not None, lost is not None and lost[3]
     if dead:
         return Reaped(id_, "dead", priority, type_, was_lost, died)

@@ -11,4 +11,5 @@ pytest_plugins = [
     "fix_flow",
     "fix_process",
     "fix_system",
+    "fix_stage",
 ]

@@ -256,8 +256,13 @@ class ReferenceStore:
         await self.between()
         return await self.task(id_), cancelled
 
-    async def redrive(self, which: Filter, *, page: int) -> list[tuple[str, str, Priority]]:
-        rows = self._dead_letters(which, page)
+    async def now(self) -> str:
+        return str(self.now_ms())
+
+    async def redrive(
+        self, which: Filter, *, page: int, until: str | None = None
+    ) -> list[tuple[str, str, Priority]]:
+        rows = self._dead_letters(which, page, until)
         for row in rows:
             row.become("queued")
             row.failures = row.losses = row.refusals = 0
@@ -267,13 +272,16 @@ class ReferenceStore:
             row.finished_at = row.dead_at = row.dead_reason = None
         return [(row.id, row.queue, row.priority) for row in rows]
 
-    async def purge(self, which: Filter, *, page: int) -> list[tuple[str, str, Priority]]:
-        rows = self._dead_letters(which, page)
+    async def purge(
+        self, which: Filter, *, page: int, until: str | None = None
+    ) -> list[tuple[str, str, Priority]]:
+        rows = self._dead_letters(which, page, until)
         for row in rows:
             row.dead_at = None
         return [(row.id, row.queue, row.priority) for row in rows]
 
-    def _dead_letters(self, which: Filter, page: int) -> list[Row]:
+    def _dead_letters(self, which: Filter, page: int, until: str | None) -> list[Row]:
+        latest = self.now_ms() if until is None else float(until)
         terms = {
             "type": which.type,
             "queue": which.queue,
@@ -281,7 +289,9 @@ class ReferenceStore:
             "dead_reason": which.reason,
         }
         chosen = (row for row in self._above("") if which.ids is None or row.id in which.ids)
-        fit = (row for row in chosen if row.dead_at is not None and _fits(row, terms))
+        fit = (
+            row for row in chosen if row.dead_at is not None and row.dead_at <= latest and _fits(row, terms)
+        )
         return list(islice(fit, page))
 
     # reading

@@ -1,5 +1,5 @@
 -- place: take ids from the lease that a token holds to where they belong. It is the ack, the release, the
--- drop after a refused claim, the reaper's move and the renewal.
+-- drop after a refused claim and the reaper's move.
 --
 -- KEYS   all keys of a shard: 1-4 q, 5-8 retry, 9-12 dlq (critical high default low),
 --        13 leases, 14 live, 15 credit, 16 wake, 17 paused, 18 epoch

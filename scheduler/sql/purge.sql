@@ -5,7 +5,7 @@ UPDATE tasks AS t
 SET dead_at = NULL
 WHERE t.id IN (
     SELECT id FROM tasks
-    WHERE dead_at IS NOT NULL
+    WHERE dead_at <= coalesce(:'until'::timestamptz, now())
         AND (:'ids'::uuid[] IS NULL OR id = ANY (:'ids'::uuid[]))
         AND (:'type'::text IS NULL OR type = :'type')
         AND (:'queue'::text IS NULL OR queue = :'queue')

@@ -50,7 +50,7 @@ async def keys_begin_with_the_prefix(world: World) -> None:
         for prefix in ("sched1", "next2"):
             client.flushall()
             await world.enqueued(world.settings(REDIS_PREFIX=prefix))
-            assert {key.partition(":")[0] for key in client.keys()} == {prefix}
+            assert {key.partition(":")[0] for key in client.scan_iter()} == {prefix}
 
 
 def environment(world: World) -> dict[str, str]:
@@ -70,34 +70,32 @@ async def the_endpoints_move(world: World) -> None:
         where = {"METRICS_ADDR": f"{HOST}:{metrics}", "HTTP_ADDR": f"{HOST}:{http}"}
         api = world.start("api", **environment(world) | where)
         api.says(rf"ready api http={HOST}:{http} metrics={metrics} pid={api.pid}")
-        assert httpx.get(f"http://{HOST}:{metrics}/metrics").is_success
-        assert httpx.get(f"http://{HOST}:{http}/healthz").is_success
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://{HOST}:{metrics}/metrics")).is_success
+            assert (await client.get(f"http://{HOST}:{http}/healthz")).is_success
         api.kill()
 
 
 @change("PGPOOL_MAX_CONNS")
 async def connections_to_postgres_are_bounded(world: World) -> None:
-    """Of the API here, which uses what it may; of a worker in tests/cli."""
-    seen = {}
-    for most in (3, 8):
-        api = world.start("api", **environment(world), PGPOOL_MAX_CONNS=str(most))
-        url = f"http://{api.says(r'ready api http=(\S+) .*')[1]}/v1/tasks"
-        async with httpx.AsyncClient() as client:
-            for _ in range(3):
-                await asyncio.gather(*(client.get(url) for _ in range(30)))
-        seen[most] = world.db.value(
+    """Those of the API here, which uses what it may; those of a worker are counted in tests/cli."""
+
+    def connections() -> int:
+        return world.db.value(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND application_name = 'scheduler-api'"
         )
+
+    seen = {}
+    for most in (3, 8):
+        api = world.start("api", **environment(world) | {"PGPOOL_MAX_CONNS": str(most)})
+        address = api.says(r"ready api http=(\S+) .*")[1]
+        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+            for _ in range(3):
+                await asyncio.gather(*(client.get("/v1/tasks") for _ in range(30)))
+        seen[most] = connections()
         api.kill()
-        await eventually(
-            lambda: (
-                not world.db.value(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND application_name = 'scheduler-api'"
-                )
-            )
-        )
+        await eventually(lambda: not connections())
     assert seen[3] == 3
     assert 3 < seen[8] <= 8
 

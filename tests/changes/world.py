@@ -1,4 +1,4 @@
-"""What a check of a setting works with: stores, workers and an API under settings that differ in one variable.
+"""What a check of a setting works with: stores, workers and an API under settings of choice.
 
     @change("VIS_TIMEOUT_MS")
     async def lease_length(world):
@@ -6,7 +6,7 @@
             [lease] = await world.leased(world.settings(VIS_TIMEOUT_MS=ms))
             ...                                       # and what is seen differs with `ms`
 
-A check stands for the variables that it names. It asserts what is seen under each value, not only a difference.
+A check stands for the variables that it names, and asserts what is seen under each of their values.
 """
 
 from __future__ import annotations
@@ -119,6 +119,36 @@ class World:
     async def loop(self, settings: Settings, name: str) -> Loop:
         """A background loop as a worker with these settings would run it."""
         return next(loop for loop in (await self.worker(settings))._loops if loop.name == name)
+
+    async def passed(self, ms: int) -> None:
+        """Wait until so much time has passed by the clock of Redis."""
+        index = await self.index(self.settings())
+
+        async def now() -> float:
+            seconds, micros = await index.call("TIME")
+            return int(seconds) * 1000 + int(micros) / 1000
+
+        start = await now()
+
+        async def over() -> bool:
+            return await now() > start + ms
+
+        await eventually(over)
+
+    async def lapsed(self, n: int) -> None:
+        """Wait until so many leases have run out, by the clocks of both stores."""
+        shard = (await self.index(self.settings())).shard("default")
+
+        async def over() -> bool:
+            rows = self.db.value("SELECT count(*) FROM tasks WHERE lease_expires_at < now()")
+            return rows == len(await shard.expired(1000)) == n
+
+        await eventually(over)
+
+    async def forget(self) -> None:
+        """Empty the tables and Redis, for the next value."""
+        self.db.clear()
+        await (await self.index(self.settings())).call("FLUSHALL")
 
     async def ended(self, ids: Sequence[str], status: str = "succeeded") -> None:
         """Wait until the tasks have all come to a status."""

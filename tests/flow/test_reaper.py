@@ -86,8 +86,6 @@ async def test_a_lease_whose_holder_never_claimed_comes_back(flow: Flow):
 async def test_an_entry_under_an_old_token_goes_to_the_lease_that_holds_the_row(flow: Flow):
     id_ = flow.db.put("running", lease_token="holder", lease_ms=60_000)
     await flow.shard.adopt([(id_, "default", "old", 0)])
-    await flow.lapse()
-    await flow.client.zadd(flow.shard.key("leases"), {id_: 1})
     await flow.reaper().step()
     assert (await flow.contents()).live == {id_: "holder"}
     assert flow.status(id_) == "running"
@@ -98,7 +96,7 @@ async def test_an_id_that_no_row_has_is_forgotten_and_stops_nobody(flow: Flow):
     await flow.lease()
     strangers = [new_id(), "no id", "null", ""]
     await flow.shard.adopt([(stranger, "low", "t", 0) for stranger in strangers])
-    await flow.lapse(id_, *strangers[1:2])
+    await flow.lapse(id_)
     await flow.reaper().step()
     assert list((await flow.contents()).live) == [id_]
     assert flow.status(id_) == "queued"
@@ -164,5 +162,5 @@ async def test_the_pump_brings_back_what_is_due_and_nothing_else(make_flow: Make
         "retry:low",
         [mail],
     )
-    assert [lease.id for lease in await flow.lease()] == (await flow.contents()).q["low"] + due
+    assert sorted(lease.id for lease in await flow.lease()) == due
     await flow.agree()

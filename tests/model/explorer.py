@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 from model.monitor import broken_index, broken_row, clean
 from model.protocol import Protocol, Redis, Row
-from model.world import Edge, State, World, home_of
+from model.world import Edge, Part, State, World, home_of
 
 LIMIT = 3_000_000
 """States beyond which an exploration is given up."""
@@ -43,82 +45,96 @@ class Explorer:
         self._parents = array("L", [0])
         self._steps = array("L")
         self._first_step = array("L", [0])
+        self._sound: set[tuple[Part, Part]] = set()
 
-    def explore(self) -> tuple[str, int, Edge | None] | None:
-        """Find every state. The first violation: what it is, the last state that is sound, the step from there."""
-        number = {self.states[0]: 0}
-        sound: set[tuple[Any, Any]] = set()
-        config = self.world.config
-        for at, state in enumerate(self.states):  # grows meanwhile
-            for edge in self.world.edges(state):
-                if edge.flaw is not None:
-                    return edge.flaw, at, edge
-                after = edge.state
-                to = number.get(after)
-                if to is None:
-                    number[after] = to = len(self.states)
+    def search(self) -> tuple[str, int, Edge | None] | None:
+        """Find every state, or the first violation: what it is, where, and the step from there."""
+        edges, canonical = self.world.edges, self.world.canonical
+        numbers = {self.states[0]: 0}
+        for at, state in enumerate(self.states):  # it grows meanwhile
+            for edge in edges(state):
+                after = canonical(edge.state)
+                to = numbers.setdefault(after, len(numbers))
+                if to == len(self.states):
                     self.states.append(after)
                     self._parents.append(at)
-                    if (after.row, after.redis) not in sound:
-                        flaw = broken_index(after.redis.value) or broken_row(after.row.value, config)
-                        if flaw is not None:
-                            return flaw, at, edge
-                        sound.add((after.row, after.redis))
+                flaw = edge.flaw or self._flaw(after)
+                if flaw:
+                    return flaw, at, edge
                 if edge.own:
                     self._steps.append(to)
             self._first_step.append(len(self._steps))
-            if len(self.states) > LIMIT:
+            if len(numbers) > LIMIT:
                 raise RuntimeError(f"more than {LIMIT:,} states")
         hopeless = self._hopeless()
-        if hopeless is not None:
-            return "L1: by no steps of its own does the system come to a clean end", hopeless, None
-        return None
+        return hopeless and ("L1: no steps of its own bring the system to a clean end", hopeless, None)
+
+    def _flaw(self, state: State) -> str | None:
+        """What breaks I1 or I4."""
+        stores = state.row, state.redis
+        if stores in self._sound:
+            return None
+        self._sound.add(stores)
+        return broken_index(state.redis.value) or broken_row(state.row.value, self.world.config)
 
     def _hopeless(self) -> int | None:
         """The first state from which no steps of the system's own lead to a clean end."""
-        hopeful = bytearray(len(self.states))
-        for at, state in enumerate(self.states):
-            processes = [process.value for process in state.crowd.value]
-            hopeful[at] = not state.flight.value and clean(state.row.value, state.redis.value, processes)
-        waiting = [at for at in range(len(self.states)) if not hopeful[at]]
+        hopeful = bytearray(
+            not state.flight.value
+            and clean(state.row.value, state.redis.value, [process.value for process in state.crowd.value])
+            for state in self.states
+        )
+        waiting = [at for at, good in enumerate(hopeful) if not good]
         while True:
             still = []
             for at in reversed(waiting):
-                for to in self._steps[self._first_step[at] : self._first_step[at + 1]]:
-                    if hopeful[to]:
-                        hopeful[at] = True
-                        break
+                first, end = self._first_step[at], self._first_step[at + 1]
+                if any(hopeful[to] for to in self._steps[first:end]):
+                    hopeful[at] = True
                 else:
                     still.append(at)
             if len(still) == len(waiting):
-                return still[-1] if still else None
+                return min(still, default=None)
             waiting = still[::-1]
 
-    def trace(self, at: int, last: Edge | None) -> list[str]:
-        """A shortest way to a state, and from there over one edge, told step by step."""
+    def trace(self, at: int, last: Edge | None) -> Iterator[Edge]:
+        """A shortest way to a state, and from there over one edge more. A token keeps its name all the way."""
         way = [at]
         while way[-1]:
             way.append(self._parents[way[-1]])
-        way.reverse()
-        edges = [
-            next(edge for edge in self.world.edges(self.states[a]) if edge.state == self.states[b])
-            for a, b in zip(way, way[1:])
-        ]
-        edges += [last] if last else []
-        return [f"{n:2}. {tell(edge):64} {show(edge.state)}" for n, edge in enumerate(edges, 1)]
+        canonical = self.world.canonical
+        goals = [(self.states[to], False) for to in way[-2::-1]]
+        goals += [(canonical(last.state), last.flaw is not None)] if last else []
+        state = self.states[0]
+        for goal in goals:
+            edge = next(e for e in self.world.edges(state) if (canonical(e.state), e.flaw is not None) == goal)
+            yield edge
+            state = edge.state
 
 
 def explore(protocol: Protocol) -> Report:
     """Explore a protocol: all states, or up to the first violation."""
     started = perf_counter()
     explorer = Explorer(protocol)
-    found = explorer.explore()
+    with no_collector():
+        found = explorer.search()
     report = Report(len(explorer.states), 0.0, explorer.world.moves)
     if found is not None:
-        report.violation, at, last = found
-        report.trace = explorer.trace(at, last)
+        report.violation, *end = found
+        edges = enumerate(explorer.trace(*end), 1)
+        report.trace = [f"{n:2}. {tell(edge):72} {show(edge.state)}" for n, edge in edges]
     report.seconds = perf_counter() - started
     return report
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Millions of tuples, none of them in a cycle: the garbage collector would look at them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def tell(edge: Edge) -> str:
@@ -132,7 +148,7 @@ def show(state: State) -> str:
     """The row and Redis at one glance."""
     row: Row | None = state.row.value
     redis: Redis = state.redis.value
-    places = [f"{name}×{n}" if n > 1 else name for name in ("q", "leases", "retry", "dlq") if (n := getattr(redis, name))]
+    places = [f"{key}×{n}" if n > 1 else key for key in ("q", "leases", "retry", "dlq") if (n := getattr(redis, key))]
     live = "" if redis.live is None else f" live={redis.live!r}"
     told = "no row" if row is None else f"{row.status}" + (f" by {row.token}" if row.token else "")
     return f"{told} | {' '.join(places) or 'nothing'}{live}"

@@ -50,8 +50,8 @@ class Redis(NamedTuple):
     retry: int = 0
     live: Token | None = None
     dlq: int = 0
-    damaged: bool = False
-    """A key was evicted, and no census has been taken since."""
+    damaged: int = 0
+    """How many keys were evicted since the last census."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Config:
     redrives: int = 0
     crash: bool = False
     flush: bool = False
-    evict: bool = False
+    evict: int = 0
+    """How many keys may be evicted between two censuses."""
     cut_off: bool = False
     """A worker may lose Postgres for good."""
     old_state: bool = False
@@ -183,7 +184,7 @@ class Protocol:
 
     def census(self, redis: Redis) -> tuple[Redis, Any]:
         whole = (redis.live is not None) == redis.q + redis.leases + redis.retry
-        return (redis._replace(damaged=False), "whole") if whole else (EMPTY, "damaged")
+        return (redis._replace(damaged=0), "whole") if whole else (EMPTY, "damaged")
 
     def nothing(self, redis: Redis) -> tuple[Redis, Any]:
         """No call: the process decides something by itself."""

@@ -2,20 +2,17 @@
 
 Parts of a state (a row, a Redis, a process, ...) are kept once each and compared by identity. What a process
 may do about a row and a Redis is worked out once; it is met again in thousands of states.
-
-Workers are all alike, so states that differ only in who is who are one; so are reapers and reconcilers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
 
 from model.monitor import broken_step
 from model.protocol import (
-    CANCELLER,
     DONE,
     EMPTY,
     READS,
@@ -41,6 +38,7 @@ CLIENTS = frozenset({"cancel", "redrive"})
 """What people do: nothing that the system may wait for."""
 
 SPENT = "spent"
+What = tuple[Any, ...]
 
 
 class Part:
@@ -51,11 +49,14 @@ class Part:
     def __init__(self, value: Any, number: int) -> None:
         self.value = value
         self.number = number
-        self.tokens = frozenset(tokens(value))
-        """The leases that it knows of."""
+        self.tokens = tuple(dict.fromkeys(tokens(value)))
+        """The leases that it knows of, as a reader meets them."""
 
-    def __repr__(self) -> str:
-        return repr(self.value)
+
+class Bag(tuple[Part, ...]):
+    """Parts in no order of their own."""
+
+    __slots__ = ()
 
 
 class State(NamedTuple):
@@ -64,19 +65,19 @@ class State(NamedTuple):
     row: Part
     redis: Part
     crowd: Part
-    """The parts of all processes."""
+    """A bag of all processes."""
     flight: Part
-    """Calls whose callers have given up on them, and which may still be carried out."""
+    """A bag of the calls whose callers have given up on them, and which may still be carried out."""
     late: int
     """How many more calls may go unanswered."""
     memory: Part
-    """The Redis that may come back, None if it was not saved yet, SPENT if it has come."""
+    """The Redis that may come back; None if it was not saved yet, SPENT if it has come."""
 
 
 class Edge(NamedTuple):
     """Something that may happen: `own` if the system does it by itself, `flaw` if it must not."""
 
-    what: tuple[Any, ...]
+    what: What
     state: State
     own: bool = False
     flaw: str | None = None
@@ -92,19 +93,14 @@ class World:
         """The changes of status that were met."""
         numbers = count()
         self.part = cache(lambda value: Part(value, next(numbers)))
-        self._moves = cache(self._moves)  # type: ignore[method-assign]
-        self._call = cache(self._call)  # type: ignore[method-assign]
-        self._with = cache(self._with)  # type: ignore[method-assign]
-        self._mishaps = cache(self._mishaps)  # type: ignore[method-assign]
-        self._damages = cache(self._damages)  # type: ignore[method-assign]
-        self._unanswered = cache(self._unanswered)  # type: ignore[method-assign]
-        self._known = cache(self._known)  # type: ignore[method-assign]
+        for name in ("moves", "call", "with", "mishaps", "damages", "unanswered", "order", "forgotten", "renamed"):
+            setattr(self, f"_{name}", cache(getattr(self, f"_{name}")))
 
     def start(self) -> State:
         """Nothing has happened yet."""
-        part = self.part
-        everybody = sorted((part(p) for p in self.protocol.processes()), key=_number)
-        return State(part(None), part(EMPTY), part(tuple(everybody)), part(()), self.config.late, part(None))
+        crowd = self._bag(self.part(process) for process in self.protocol.processes())
+        nothing = self.part(None)
+        return State(nothing, self.part(EMPTY), crowd, self._bag([]), self.config.late, nothing)
 
     def edges(self, state: State) -> Iterator[Edge]:
         """Everything that may happen next."""
@@ -115,23 +111,24 @@ class World:
         if state.flight.value:
             yield from self._landings(state)
 
+    def _bag(self, parts: Iterable[Part]) -> Part:
+        return self.part(Bag(sorted(parts, key=lambda part: part.number)))
+
     # What the processes do
 
     def _steps(self, state: State) -> Iterator[Edge]:
         row, redis, crowd, flight, late, memory = state
         for i, process, fresh in self._everybody(state):
             for what, process2, row2, redis2, own, flaw in self._moves(process, row, redis, fresh):
-                crowd2 = self._with(crowd, i, process2)
-                if row2.value is not None and row2.value.runs:
-                    row2 = self._known(row2, crowd2, flight)
-                yield Edge(what, State(row2, redis2, crowd2, flight, late, memory), own, flaw)
+                after = State(row2, redis2, self._with(crowd, i, process2), flight, late, memory)
+                yield Edge(what, after, own, flaw)
 
     def _everybody(self, state: State) -> Iterator[tuple[int, Part, Token]]:
         """Each process, twins once, with a token that nobody has for the one that may need it."""
         twin = None
         for i, process in enumerate(state.crowd.value):
             if process is not twin:
-                yield i, process, self._fresh(state) if process.value == WORKER else ""
+                yield i, process, fresh_token(state) if process.value == WORKER else ""
             twin = process
 
     def _moves(self, process: Part, row: Part, redis: Part, fresh: Token) -> list[tuple[Any, ...]]:
@@ -151,29 +148,28 @@ class World:
         flaw = broken_step(command, row.value, redis.value, row2, redis2)
         return self.part(row2), self.part(redis2), answer, flaw
 
-    def _with(self, crowd: Part, i: int, process: Part) -> Part:
-        """The crowd, with this process in place of the one at `i`."""
-        others = crowd.value[:i] + crowd.value[i + 1 :]
-        return self.part(tuple(sorted((*others, process), key=_number)))
+    def _with(self, bag: Part, i: int, *new: Part) -> Part:
+        """The bag, with these in place of the part at `i`."""
+        return self._bag((*bag.value[:i], *bag.value[i + 1 :], *new))
 
     # What goes wrong
 
     def _faults(self, state: State) -> Iterator[Edge]:
         row, redis, crowd, flight, late, memory = state
         for what, crowd2 in self._mishaps(crowd):
-            yield self._edge(what, State(row, redis, crowd2, flight, late, memory))
+            yield Edge(what, State(row, redis, crowd2, flight, late, memory))
         for what, redis2 in self._damages(redis):
             yield Edge(what, State(row, redis2, crowd, flight, late, memory))
-        if self.config.old_state and memory.value is None and redis.value not in {EMPTY}:
-            if not redis.value.damaged:
+        if self.config.old_state:
+            if isinstance(memory.value, Redis):
+                back = State(row, memory, crowd, flight, late, self.part(SPENT))
+                yield Edge(("Redis comes back with its old state",), back)
+            elif memory.value != SPENT and redis.value != EMPTY and not redis.value.damaged:
                 yield Edge(("Redis saves its state",), State(row, redis, crowd, flight, late, redis))
-        elif self.config.old_state and memory.value != SPENT and memory.value is not None:
-            back = State(row, memory, crowd, flight, late, self.part(SPENT))
-            yield Edge(("Redis comes back with its old state",), back)
 
-    def _mishaps(self, crowd: Part) -> list[tuple[tuple[Any, ...], Part]]:
+    def _mishaps(self, crowd: Part) -> list[tuple[What, Part]]:
         """What may befall the processes."""
-        found = []
+        found: list[tuple[What, Part]] = []
         for i, process in enumerate(crowd.value):
             value = process.value
             if self.config.crash and (home := home_of(value)) != value:
@@ -183,15 +179,13 @@ class World:
                 found.append(((value, "loses Postgres for good"), self._with(crowd, i, cut)))
         return found
 
-    def _damages(self, redis: Part) -> list[tuple[tuple[Any, ...], Part]]:
+    def _damages(self, redis: Part) -> list[tuple[What, Part]]:
         """What may befall Redis."""
-        said: Redis = redis.value
-        found = []
-        if self.config.flush and said != EMPTY:
+        found: list[tuple[What, Part]] = []
+        if self.config.flush and redis.value != EMPTY:
             found.append((("FLUSHALL",), self.part(EMPTY)))
-        if self.config.evict:
-            for key, left in evictions(said):
-                found.append(((f"{key} is evicted",), self.part(left)))
+        for key, left in evictions(redis.value, self.config.evict):
+            found.append(((f"{key} is evicted",), self.part(left)))
         return found
 
     # Calls that go unanswered
@@ -200,44 +194,69 @@ class World:
         row, redis, crowd, flight, late, memory = state
         for i, process, fresh in self._everybody(state):
             for what, command, process2 in self._unanswered(process, fresh):
-                flying = flight.value if command[0] in READS else tuple(sorted((*flight.value, command)))
-                crowd2 = self._with(crowd, i, process2)
-                yield self._edge(what, State(row, redis, crowd2, self.part(flying), late - 1, memory))
+                flight2 = flight if command is None else self._bag((*flight.value, command))
+                yield Edge(what, State(row, redis, self._with(crowd, i, process2), flight2, late - 1, memory))
 
-    def _unanswered(self, process: Part, fresh: Token) -> list[tuple[tuple[Any, ...], Command, Part]]:
-        return [
-            ((process.value, step.command, "no answer, goes on as", then), step.command, self.part(then))
-            for step in self.protocol.steps(process.value, fresh)
-            for then in step.unanswered
-        ]
+    def _unanswered(self, process: Part, fresh: Token) -> list[tuple[What, Part | None, Part]]:
+        found: list[tuple[What, Part | None, Part]] = []
+        for step in self.protocol.steps(process.value, fresh):
+            command = None if step.command[0] in READS else self.part(step.command)
+            for then in step.unanswered:
+                what = (process.value, step.command, f"no answer, goes on as {then[0]}")
+                found.append((what, command, self.part(then)))
+        return found
 
     def _landings(self, state: State) -> Iterator[Edge]:
         row, redis, crowd, flight, late, memory = state
         for i, command in enumerate(flight.value):
-            flight2 = self.part(flight.value[:i] + flight.value[i + 1 :])
-            row2, redis2, answer, flaw = self._call(command, row, redis)
-            own = command[0] not in CLIENTS
-            landed = State(row2, redis2, crowd, flight2, late, memory)
-            yield self._edge(("late call", command, answer), landed, own=own, flaw=flaw)
-            yield self._edge(("lost call", command), State(row, redis, crowd, flight2, late, memory))
+            rest = self._with(flight, i)
+            row2, redis2, answer, flaw = self._call(command.value, row, redis)
+            landed = State(row2, redis2, crowd, rest, late, memory)
+            yield Edge(("a late call", command.value, answer), landed, command.value[0] not in CLIENTS, flaw)
+            yield Edge(("a call is lost", command.value), State(row, redis, crowd, rest, late, memory))
 
-    # What nobody knows any more is forgotten
+    # What makes no difference
 
-    def _edge(self, what: tuple[Any, ...], state: State, *, own: bool = False, flaw: str | None = None) -> Edge:
-        if state.row.value is not None and state.row.value.runs:
-            state = state._replace(row=self._known(state.row, state.crowd, state.flight))
-        return Edge(what, state, own, flaw)
+    def canonical(self, state: State) -> State:
+        """The state that stands for all that differ from it in names and forgotten history only.
 
-    def _known(self, row: Part, crowd: Part, flight: Part) -> Part:
-        """The row with that part of its history only which somebody may still ask about."""
-        asking = {p.value[2] for p in crowd.value if p.value[0] == "ended"}
-        asking |= {command[1] for command in flight.value if command[0] == "settle"}
+        Workers are all alike, and so are reapers, reconcilers and tokens. What happened to an attempt is of
+        no consequence when nobody may ask about it any more.
+        """
+        row, redis, crowd, flight, late, memory = state
+        if row.value is not None and row.value.runs:
+            row = self._forgotten(row, crowd, flight)
+        met = row.tokens + redis.tokens + flight.tokens + memory.tokens
+        order = self._order(met, crowd)
+        if order:
+            new = self._renamed
+            row, redis, crowd = new(row, order), new(redis, order), new(crowd, order)
+            flight, memory = new(flight, order), new(memory, order)
+        return State(row, redis, crowd, flight, late, memory)
+
+    def _order(self, met: tuple[Token, ...], crowd: Part) -> tuple[Token, ...]:
+        """The tokens in the order in which they are met; () if that is how they are named already."""
+        strangers = dict.fromkeys(set(crowd.tokens) - set(met), "?")
+        shapes = sorted(crowd.value, key=lambda part: repr(renamed(part.value, strangers)))
+        order = tuple(dict.fromkeys((*met, *(token for part in shapes for token in part.tokens))))
+        return () if order == tuple(f"t{n}" for n, _ in enumerate(order, 1)) else order
+
+    def _renamed(self, part: Part, order: tuple[Token, ...]) -> Part:
+        if isinstance(part.value, Bag):
+            return self._bag(self._renamed(each, order) for each in part.value)
+        return self.part(renamed(part.value, {token: f"t{n}" for n, token in enumerate(order, 1)}))
+
+    def _forgotten(self, row: Part, crowd: Part, flight: Part) -> Part:
+        asking = {part.value[2] for part in crowd.value if part.value[0] == "ended"}
+        asking |= {part.value[1] for part in flight.value if part.value[0] == "settle"}
         value: Row = row.value
         return self.part(value._replace(runs=tuple(run for run in value.runs if run[0] in asking)))
 
-    def _fresh(self, state: State) -> Token:
-        used = state.row.tokens | state.redis.tokens | state.crowd.tokens | state.flight.tokens | state.memory.tokens
-        return next(token for n in count(1) if (token := f"t{n}") not in used)
+
+def fresh_token(state: State) -> Token:
+    """A token that nobody has."""
+    used = {token for part in state if isinstance(part, Part) for token in part.tokens}
+    return next(token for n in count(1) if (token := f"t{n}") not in used)
 
 
 def home_of(process: Process) -> Process:
@@ -245,25 +264,37 @@ def home_of(process: Process) -> Process:
     return ("operator", process[1]) if process[0] == "redriven" else HOMES.get(process[0], process)
 
 
-def evictions(redis: Redis) -> Iterator[tuple[str, Redis]]:
-    """Redis without one of its keys; only the dead letters can be missed by no count."""
-    for key in ("q", "leases", "retry", "dlq"):
-        if getattr(redis, key):
-            yield key, redis._replace(**{key: 0}, damaged=redis.damaged or key != "dlq")
-    if redis.live is not None:
-        yield "live", redis._replace(live=None, damaged=True)
+def evictions(redis: Redis, most: int) -> Iterator[tuple[str, Redis]]:
+    """Redis without one of its keys. Dead letters are not counted, so their loss is no damage."""
+    if redis.dlq and most:
+        yield "dlq", redis._replace(dlq=0)
+    if redis.damaged < most:
+        for key in ("q", "leases", "retry"):
+            if getattr(redis, key):
+                yield key, redis._replace(**{key: 0}, damaged=redis.damaged + 1)
+        if redis.live is not None:
+            yield "live", redis._replace(live=None, damaged=redis.damaged + 1)
+
+
+def renamed(value: Any, names: dict[Token, Token]) -> Any:
+    """A value with its tokens renamed."""
+    match value:
+        case str():
+            return names.get(value, value)
+        case Row() | Redis():
+            return type(value)(*(renamed(each, names) for each in value))
+        case tuple():
+            return tuple(renamed(each, names) for each in value)
+    return value
 
 
 def tokens(value: Any) -> Iterator[Token]:
-    """Every token in a value."""
-    if isinstance(value, str) and value[:1] == "t" and value[1:].isdigit():
-        yield value
-    elif isinstance(value, Part):
-        yield from value.tokens
-    elif isinstance(value, tuple):
-        for each in value:
-            yield from tokens(each)
-
-
-def _number(part: Part) -> int:
-    return part.number
+    """Every token in a value, as often as it occurs."""
+    match value:
+        case str() if value[:1] == "t" and value[1:].isdigit():
+            yield value
+        case Part():
+            yield from value.tokens
+        case tuple():
+            for each in value:
+                yield from tokens(each)

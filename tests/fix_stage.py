@@ -1,0 +1,236 @@
+"""A stage for the walk over the crash points: a database, a Redis, an API, and whoever a scene needs.
+
+    ids = stage.send([body("work", ms=100)] * 20)
+    worker = stage.worker("lease.pop:kill")        # armed: it dies there
+    stage.recover(worker, "lease.pop:kill")        # it was hit, and what died is started again
+    stage.judge()                                  # everything ends, and the audit finds nothing
+
+`judge` raises `Red` if anything is amiss: a broken build must come to that, and to nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from fix_servers import Servers, new_directory
+
+from bench import index, journal, load
+from bench.audit import audit
+from bench.builds import made
+from bench.receipts import LoadResult
+from bench.stand import Part, Stand
+from bench.system import settings_of
+
+PREFIX = "walk"
+LEASE_MS = 1000
+MAX_LOSSES = 1
+SETTINGS = {
+    "REDIS_PREFIX": PREFIX,
+    "VIS_TIMEOUT_MS": str(LEASE_MS),
+    "MAX_LOSSES": str(MAX_LOSSES),
+    "WORKER_POOL": "4",
+    "LEASE_BATCH_SIZE": "8",
+    "LEASE_AHEAD_MS": "0",
+    "REAPER_SCAN_INTERVAL_MS": "200",
+    "RECONCILE_INTERVAL_MS": "200",
+    "RETRY_SCAN_INTERVAL_MS": "50",
+    "RETRY_BASE_MS": "100",
+    "RETRY_MAX_MS": "200",
+    "RETRY_JITTER_MS": "50",
+    "METRICS_SAMPLE_MS": "60000",
+    "REDIS_MIN_IDLE": "1",
+}
+IDLE = {"RECONCILE_INTERVAL_MS": "3600000"}
+"""For a worker whose reconcile makes a pass at the start and no other."""
+
+_HIT_S = 20.0
+_QUIET_S = 25.0
+_LOOK_S = 0.03
+_TABLES = "tasks, task_runs, idempotency_keys, workers, leaders, task_moves"
+
+
+class Red(AssertionError):
+    """The promise is broken: the audit, or what a scene expects, has failed."""
+
+
+def body(kind: str, *, retries: int = 3, delay_ms: int | None = None, **payload: Any) -> dict[str, Any]:
+    """One task as the API takes it."""
+    delay = {} if delay_ms is None else {"delay_ms": delay_ms}
+    return {"type": kind, "payload": payload, "max_retries": retries} | delay
+
+
+class Stage:
+    """What a scene plays on. Everything of the last scene is cleared away by `clear`."""
+
+    def __init__(self, stand: Stand, postgres_url: str, redis_url: str) -> None:
+        self.stand = stand
+        self.postgres_url = postgres_url
+        self.redis_url = redis_url
+        self.quiet_s = _QUIET_S
+        self.api = stand.api("api").start()
+        self._results: list[LoadResult] = []
+
+    def clear(self) -> None:
+        """End all parts but the API, and empty both stores."""
+        for part in self.stand.parts:
+            if part is not self.api:
+                part.end()
+                part.log.unlink(missing_ok=True)
+        self.stand.parts[:] = [self.api]
+        self._results.clear()
+        self.query(f"TRUNCATE {_TABLES}")
+        self.forget()
+
+    # acting
+
+    def send(self, bodies: Sequence[dict[str, Any]], api: Part | None = None) -> list[str]:
+        """Send each body with a key until it is accepted; the ids."""
+        host = (api or self.api).url
+        result = load.run(load.closed(bodies, host=host, senders=4, patience_s=_HIT_S))
+        self._results.append(result)
+        if result.accepted < len(bodies):
+            raise Red(f"{result.accepted} of {len(bodies)} tasks were accepted: {result}")
+        return [receipt.id for receipt in result.receipts]
+
+    def part(self, kind: str, crash: str = "", **env: str) -> Part:
+        """A running API or worker, armed with a failpoint if `crash` names one."""
+        make = self.stand.api if kind == "api" else self.stand.worker
+        name = f"{kind}-{len(self.stand.parts)}"
+        return make(name, SCHEDULER_FAILPOINT=crash, **env).start()
+
+    def worker(self, crash: str = "", **env: str) -> Part:
+        """A running worker."""
+        return self.part("worker", crash, **env)
+
+    def recover(self, part: Part, crash: str) -> None:
+        """See that the part has met its failpoint; start it again, without one, if that was its end."""
+        point, mode = crash.split(":")[:2]
+        self.until(lambda: f"failpoint {point}:{mode} was hit" in part.said(), _HIT_S, f"{crash} was not hit")
+        if mode == "kill":
+            assert part.wait(5) == -9
+            part.env["SCHEDULER_FAILPOINT"] = ""
+            part.start()
+        assert part.alive
+
+    def command(self, crash: str, *args: str) -> None:
+        """Run a command that meets its failpoint, and then once more as a person would."""
+        point, mode = crash.split(":")
+        done = self.stand.command(*args, SCHEDULER_FAILPOINT=crash)
+        assert f"failpoint {point}:{mode} was hit" in done.stderr, done
+        assert (done.returncode == -9) == (mode == "kill"), done
+        again = self.stand.command(*args)
+        if again.returncode not in {0, 2} or "Traceback" in again.stderr:
+            raise Red(f"{args} could not be done: {again}")
+
+    def forget(self) -> None:
+        """Let Redis lose everything."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            client.delete(*(client.keys(f"{PREFIX}:*") or ["none"]))
+
+    # observing
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """A look of our own into Postgres."""
+        with psycopg.connect(self.postgres_url, autocommit=True) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def count(self, what: str) -> int:
+        """How many rows there are: `tasks WHERE ...`."""
+        return int(self.query(f"SELECT count(*) FROM {what}")[0][0])
+
+    def until(self, holds: Callable[[], object], within_s: float, what: str) -> None:
+        """Look until it holds."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            assert time.monotonic() < deadline, what
+            time.sleep(_LOOK_S)
+
+    @property
+    def statuses(self) -> set[int]:
+        """Every answer that the clients have had."""
+        return {status for result in self._results for status in result.statuses}
+
+    def judge(self, *, lost: int | None = None) -> None:
+        """Wait until everything has ended, with Redis in order at every moment; then audit.
+
+        Args:
+            lost: How many runs may have been lost, exactly; None: any number.
+
+        Raises:
+            Red: it did not end, was out of order, or does not pass the audit.
+        """
+        deadline = time.monotonic() + self.quiet_s
+        with index.connected(self.redis_url) as client:
+            while self.count("tasks WHERE finished_at IS NULL"):
+                if wrong := index.disorder(index.look(client, PREFIX)):
+                    raise Red(f"Redis is out of order: {wrong}")
+                if time.monotonic() > deadline:
+                    raise Red(f"{self.count('tasks WHERE finished_at IS NULL')} tasks do not end")
+                time.sleep(_LOOK_S)
+        self._audit()
+        have = self.count("task_runs WHERE outcome = 'lost'")
+        if lost is not None and have != lost:
+            raise Red(f"{have} runs were lost and not {lost}")
+
+    def _audit(self) -> None:
+        receipts = [receipt for result in self._results for receipt in result.receipts]
+        verdict = audit(
+            self.postgres_url,
+            self.redis_url,
+            [receipt.id for receipt in receipts],
+            prefix=PREFIX,
+            keys={receipt.key: {receipt.id} for receipt in receipts},
+            doubtful=0,
+            max_losses=MAX_LOSSES,
+        )
+        if not verdict.passed:
+            raise Red("\n".join(verdict.lines()))
+
+
+@contextmanager
+def staged(servers: Servers, variables: Mapping[str, str]) -> Iterator[Stage]:
+    """A stage on the session's servers, whose processes have these variables, too."""
+    with new_directory() as folder, servers.database() as postgres_url:
+        journal.install(postgres_url)
+        redis_url = servers.redis().url
+        env = settings_of(os.environ, SETTINGS | {"POSTGRES_URL": postgres_url, "REDIS_ADDR": redis_url})
+        with Stand(env | variables, folder) as stand:
+            stage = Stage(stand, postgres_url, redis_url)
+            try:
+                yield stage
+            finally:
+                stage.forget()
+
+
+@pytest.fixture(scope="module")
+def healthy_stage(servers: Servers) -> Iterator[Stage]:
+    with staged(servers, {}) as stage:
+        yield stage
+
+
+@pytest.fixture
+def stage(healthy_stage: Stage) -> Stage:
+    """The stage with the product as it is, cleared for one scene."""
+    healthy_stage.clear()
+    return healthy_stage
+
+
+@pytest.fixture
+def broken(servers: Servers) -> Iterator[Callable[[str], Stage]]:
+    """Make a stage whose processes are a broken build; it does not wait long for what may never come."""
+    with ExitStack() as stack:
+
+        def make(name: str) -> Stage:
+            stage = stack.enter_context(staged(servers, stack.enter_context(made(name))))
+            stage.quiet_s = 6.0
+            return stage
+
+        yield make

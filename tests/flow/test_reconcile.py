@@ -1,0 +1,425 @@
+"""Reconcile: whatever Redis has lost comes back from the rows, and what it has too much of goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from fix_flow import Flow, MakeFlow
+from fix_proxy import Proxy
+from fix_store import TOKEN, Database
+from waiting import eventually
+
+from scheduler.errors import StoreUnavailable
+from scheduler.model import Result, new_id
+from scheduler.settle import decide
+from scheduler.store import FIRST_ID
+
+LONG_MS = 60_000
+
+
+async def epoch_of(flow: Flow) -> tuple[str | None, int]:
+    """The epoch in Redis and in Postgres."""
+    return (await flow.contents()).epoch, flow.db.value("SELECT epoch FROM queues WHERE name = 'default'")
+
+
+def seen_before(flow: Flow) -> None:
+    """Let the queue be one that a pass has seen, so that an empty Redis has lost something."""
+    flow.db.rows("INSERT INTO queues (name, epoch) VALUES ('default', 1)")
+
+
+async def one_of_each(flow: Flow) -> dict[str, str]:
+    """A row of every status that only Postgres knows of."""
+    seen_before(flow)
+    columns = {"priority": "low"}
+    return {
+        "ready": flow.db.put("queued", **columns),
+        "delayed": flow.db.put("queued", due_ms=LONG_MS, **columns),
+        "retrying": flow.db.put("retrying", due_ms=LONG_MS, **columns),
+        "retry is due": flow.db.put("retrying", **columns),
+        "running": flow.db.put("running", lease_ms=LONG_MS, **columns),
+        "lapsed": flow.db.put("running", lease_ms=-5, **columns),
+        "dead": flow.db.put("dead", **columns),
+        "purged": flow.db.put("dead", dead_at=None, **columns),
+        "succeeded": flow.db.put("succeeded", **columns),
+        "cancelled": flow.db.put("cancelled", **columns),
+    }
+
+
+PLACES = {
+    "ready": "q:low",
+    "delayed": "retry:low",
+    "retrying": "retry:low",
+    "retry is due": "q:low",
+    "running": "leases",
+    "lapsed": "leases",
+    "dead": "dlq:low",
+    "purged": None,
+    "succeeded": None,
+    "cancelled": None,
+}
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+async def test_an_empty_redis_is_rebuilt_from_the_rows(make_flow: MakeFlow, page: int):
+    flow = await make_flow(RECONCILE_BATCH_SIZE=page)
+    ids = await one_of_each(flow)
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 4, "adopted": 2, "dlq_added": 1}
+    assert {name: await flow.place(id_) for name, id_ in ids.items()} == PLACES
+    await flow.agree()
+    assert await flow.reconciler().reconcile() == {}
+
+
+async def test_what_waits_goes_on_waiting_for_what_remains(flow: Flow):
+    ids = await one_of_each(flow)
+    await flow.reconciler().reconcile()
+    held = await flow.contents()
+    now_ms = (await flow.client.time())[0] * 1000
+    for score in (
+        held.retry["low"][ids["delayed"]],
+        held.retry["low"][ids["retrying"]],
+        held.leases[ids["running"]],
+    ):
+        assert LONG_MS - 10_000 < score - now_ms <= LONG_MS + 1000
+    assert held.leases[ids["lapsed"]] <= now_ms + 1000
+
+
+async def test_a_running_task_is_adopted_by_its_own_lease(flow: Flow):
+    """Its worker lives and knows nothing: it settles and acknowledges as if nothing had happened."""
+    await flow.enqueue()
+    (lease,) = await flow.lease()
+    await rest(flow)
+    await flow.client.flushall()
+    await flow.reconciler().reconcile()
+    assert (await flow.contents()).live == {lease.id: lease.token}
+    await flow.settle(lease)
+    assert flow.counted("acks_total") == 1
+    await flow.agree()
+
+
+async def test_a_lapsed_lease_is_adopted_too_and_only_the_reaper_reaps(flow: Flow):
+    ids = await one_of_each(flow)
+    await flow.reconciler().reconcile()
+    assert flow.status(ids["lapsed"]) == "running"
+    assert (await flow.contents()).live[ids["lapsed"]] == TOKEN
+    await flow.reaper().step()
+    assert (flow.status(ids["lapsed"]), await flow.place(ids["lapsed"])) == ("queued", "q:low")
+    await flow.agree()
+
+
+async def test_dead_letters_come_back_in_the_order_of_their_deaths(flow: Flow):
+    seen_before(flow)
+    ids = [flow.db.put("dead") for _ in range(3)]
+    for id_, ms in zip(ids, (1000, 9000, 5000), strict=True):
+        flow.db.age(id_, ms)
+    await flow.reconciler().reconcile()
+    assert await flow.shard.dlq_page("default", 0, 10) == [ids[1], ids[2], ids[0]]
+
+
+async def rest(flow: Flow) -> None:
+    """Let reconcile find that all is well, so that what it finds next is the test's doing."""
+    reconciler = flow.reconciler()
+    await reconciler.reconcile()
+    assert await reconciler.reconcile() == {}
+
+
+async def test_a_pass_that_finds_nothing_wrong_changes_nothing_but_the_epoch(flow: Flow):
+    for _ in range(3):
+        await flow.enqueue()
+    await flow.enqueue(delay_ms=LONG_MS)
+    await flow.lease(1)
+    await rest(flow)
+    before, rows = await flow.contents(), flow.db.rows("SELECT *, xmin FROM tasks ORDER BY id")
+    assert await flow.reconciler().reconcile() == {}
+    after = await flow.contents()
+    assert int(after.epoch) == int(before.epoch) + 1
+    after.epoch = before.epoch
+    assert (after, flow.db.rows("SELECT *, xmin FROM tasks ORDER BY id")) == (before, rows)
+
+
+async def test_a_task_that_was_committed_and_never_pushed_is_pushed(flow: Flow):
+    """Its API died between the two. Not at once: it may be on its way."""
+    await flow.enqueue()
+    await rest(flow)
+    id_ = await flow.enqueue(push=False)
+    reconciler = flow.reconciler()
+    assert await reconciler.reconcile() == {}, "it is young"
+    flow.db.age(id_, 2000)
+    assert await reconciler.reconcile() == {"pushed": 1}
+    await flow.agree()
+
+
+@pytest.mark.parametrize("hours", [-30, -1, 1, 30])
+async def test_an_api_whose_clock_is_off_is_served_as_soon(flow: Flow, hours: int):
+    """Ids are named by the clock of the API; when a row was made is for Postgres to say."""
+    await flow.enqueue()
+    await rest(flow)
+    by = f"interval '{hours} hours'"
+    id_ = flow.db.value(f"SELECT uuid_at(now() + {by})::text")[:-12] + new_id()[-12:]
+    await flow.enqueue(id_=id_, push=False)
+    flow.db.age(id_, 2000)
+    assert await flow.reconciler().reconcile() == {"pushed": 1}
+    await flow.agree()
+
+
+async def test_a_redriven_task_that_was_not_pushed_is_pushed(flow: Flow):
+    id_ = flow.db.put("dead", due_ms=-5000)
+    await flow.enqueue()
+    await rest(flow)
+    flow.db.age(id_, 5000)
+    flow.db.rows("UPDATE tasks SET status = 'queued', dead_at = NULL, dead_reason = NULL, finished_at = NULL")
+    assert await flow.reconciler().reconcile() == {"pushed": 1}
+    assert await flow.place(id_) == "q:default"
+    await flow.agree()
+
+
+async def test_the_second_look_does_not_push_what_was_settled_meanwhile(flow: Flow):
+    """Between reading the rows and asking Redis a task may end; to push it again would be a stale message."""
+    ended, retried, waiting = [await flow.enqueue() for _ in range(3)]
+    for id_ in (ended, retried, waiting):
+        flow.db.age(id_, 60_000)
+    reconciler = flow.reconciler()
+    await reconciler.reconcile()
+    rows = await flow.store.open_page(FIRST_ID, 100)
+    leases = await flow.lease()
+    await flow.settle(leases[0])
+    await flow.settle(leases[1], kind="failed")
+    await flow.client.flushall()
+    reconciler._found.clear()
+    await reconciler._compare(flow.shard, rows, older=False)
+    assert (await flow.contents()).live == {}, "the third runs now, and is no row to push either"
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 1, "adopted": 1}
+    await flow.agree()
+
+
+@pytest.mark.parametrize("kind", ["live", "leases", "q", "retry"])
+async def test_an_evicted_key_is_noticed_and_all_is_rebuilt(flow: Flow, kind: str):
+    ready = [await flow.enqueue() for _ in range(3)]
+    delayed = await flow.enqueue(delay_ms=LONG_MS)
+    (lease,) = await flow.lease(1)
+    await rest(flow)
+    await flow.client.delete(flow.shard.key(kind, "default" if kind in {"q", "retry"} else None))
+    found = await flow.reconciler().reconcile()
+    assert found == {"rebuilt": 1, "pushed": 3, "adopted": 1}
+    assert [await flow.place(id_) for id_ in ready[1:]] == ["q:default"] * 2
+    assert (await flow.place(delayed), await flow.place(lease.id)) == ("retry:default", "leases")
+    await flow.agree()
+
+
+async def test_a_lost_epoch_alone_is_a_lost_memory(flow: Flow):
+    await flow.enqueue()
+    await rest(flow)
+    await flow.client.delete(flow.shard.key("epoch"))
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1}
+    assert await flow.reconciler().reconcile() == {}
+
+
+async def test_an_old_state_that_comes_back_is_completed_and_does_no_harm(flow: Flow):
+    """A dump of an hour ago: finished tasks return, new ones are missing, and one is another worker's now."""
+    done, taken, dead = [await flow.enqueue() for _ in range(3)]
+    await rest(flow)
+    old = await flow.contents()
+    leases = {lease.id: lease for lease in await flow.lease()}
+    await flow.settle(leases[done])
+    await flow.settle(leases[dead], kind="rejected")
+    new = await flow.enqueue()
+    flow.db.age(new, LONG_MS)
+    await rest(flow)
+    await flow.restore(old)
+    found = await flow.reconciler().reconcile()
+    assert found["rebuilt"] == 1
+    assert await flow.place(new) == "q:default"
+    (again,) = await flow.lease()
+    assert again.id == new
+    assert (await flow.contents()).live == {new: again.token, taken: leases[taken].token}
+    await flow.settle(leases[taken], again)
+    assert flow.counted("tasks_succeeded_total", type="other", priority="default") == 3
+    assert flow.db.value("SELECT max(attempts) FROM tasks") == 1
+    await flow.reconciler().reconcile()
+    await flow.agree()
+
+
+async def test_a_redis_that_was_restarted_is_compared_with_all_rows(flow: Flow):
+    """It may have lost its last second; nothing in it says so, but its run has another name."""
+    await flow.enqueue()
+    await rest(flow)
+    flow.db.rows("UPDATE queues SET redis_run_id = 'another run'")
+    old = flow.db.put("queued")  # older than any pass looks back would not matter
+    flow.db.age(old, LONG_MS)
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 1}
+    assert await flow.reconciler().reconcile() == {}
+
+
+async def test_the_epoch_rises_with_every_pass_and_is_mirrored(flow: Flow):
+    await flow.enqueue()
+    reconciler = flow.reconciler()
+    for expected in (1, 2, 3):
+        await reconciler.reconcile()
+        assert await epoch_of(flow) == (str(expected), expected)
+    run_id = flow.db.value("SELECT redis_run_id FROM queues")
+    assert run_id == (await flow.client.info("server"))["run_id"]
+
+
+@pytest.mark.parametrize("swept", [True, False])
+async def test_a_loss_in_the_middle_of_a_pass_is_not_papered_over(flow: Flow, swept: bool):
+    """The pass ends as if all were well; the next one must see that it was not."""
+    ids = [await flow.enqueue() for _ in range(3)]
+    await rest(flow)
+    if swept:
+        await flow.client.flushall()
+    with flow.db.transaction() as other:
+        other.rows("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        passing = asyncio.create_task(flow.reconciler().reconcile())
+        await flow.db.blocked()
+        await flow.client.flushall()
+    await passing
+    assert not str((await flow.contents()).epoch).isdecimal()
+    await flow.client.delete(flow.shard.key("q", "default"), flow.shard.key("live"))  # half of what it added
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 3}
+    assert (await flow.contents()).q["default"] == ids
+    await flow.agree()
+
+
+async def test_a_sweep_that_did_not_come_to_its_end_is_done_again(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    """The index is marked as lost before, so that half a rebuild does not look like a whole one."""
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=500, RECONCILE_BATCH_SIZE=2)
+    ids = [await flow.enqueue() for _ in range(7)]
+    await rest(flow)
+    await flow.client.flushall()
+    link.latency_s = 0.02
+    sweeping = asyncio.create_task(flow.reconciler().reconcile())
+    await eventually(lambda: flow.client.hlen(flow.shard.key("live")))
+    link.stop()
+    with pytest.raises(StoreUnavailable):
+        await sweeping
+    assert 0 < len((await flow.contents()).live) < 7
+    link.latency_s = 0.0
+    link.start()
+    assert (await flow.reconciler().reconcile())["rebuilt"] == 1
+    assert sorted((await flow.contents()).live) == ids
+    await flow.agree()
+
+
+async def test_a_retry_that_redis_would_keep_for_too_long_is_nudged(flow: Flow):
+    """A failover to a server whose clock is far behind: due by Postgres, not by Redis."""
+    ids = [await flow.enqueue(delay_ms=1) for _ in range(2)]
+    for status, id_ in zip(("queued", "retrying"), ids, strict=True):
+        columns = {"attempts": 1, "claimed_at": flow.db.value("SELECT now()")} if status == "retrying" else {}
+        flow.db.change(id_, status=status, **columns)
+        flow.db.age(id_, LONG_MS)
+        await flow.client.zadd(flow.shard.key("retry", "default"), {id_: 10**15})
+    assert await flow.reconciler().reconcile() == {"nudged": 2}
+    await flow.pump().step()
+    assert sorted((await flow.contents()).q["default"]) == ids
+
+
+async def test_a_lapsed_lease_that_redis_would_keep_for_too_long_is_nudged(flow: Flow):
+    id_ = await flow.enqueue()
+    await flow.lease()
+    await rest(flow)
+    flow.db.age(id_, LONG_MS)
+    assert await flow.reconciler().reconcile() == {"nudged": 1}
+    await flow.reaper().step()
+    assert (flow.status(id_), await flow.place(id_)) == ("queued", "q:default")
+    await flow.agree()
+
+
+async def test_a_dead_letter_that_redis_lacks_is_added(flow: Flow):
+    id_ = await flow.enqueue(priority="low")
+    (lease,) = await flow.lease()
+    await rest(flow)
+    await flow.settle(lease, kind="rejected")
+    await flow.client.delete(flow.shard.key("dlq", "low"))
+    assert await flow.reconciler().reconcile() == {"dlq_added": 1}
+    assert await flow.place(id_) == "dlq:low"
+
+
+async def test_a_dead_letter_on_its_way_is_not_overtaken(flow: Flow):
+    """Settled and not yet acknowledged: the trace of guard 7."""
+    await flow.enqueue()
+    (lease,) = await flow.lease()
+    await rest(flow)
+    await flow.store.settle([decide(lease, Result("rejected"), None, flow.settings)], worker="w")
+    assert await flow.reconciler().reconcile() == {}
+    assert await flow.place(lease.id) == "leases"
+
+
+@pytest.mark.parametrize("status", ["queued", "succeeded", "cancelled", "purged", "unknown", "forged"])
+async def test_an_entry_that_is_no_dead_letter_is_removed(flow: Flow, status: str):
+    await flow.enqueue()
+    await rest(flow)
+    made = {"purged": lambda: flow.db.put("dead", dead_at=None), "unknown": new_id, "forged": lambda: "{a,b"}
+    id_ = made[status]() if status in made else flow.db.put(status)
+    flow.db.rows("DELETE FROM tasks WHERE id::text = %s AND status = 'queued'", id_)
+    dead = flow.db.put("dead", priority="low")
+    await flow.shard.dlq_add([(id_, "low", 0), (dead, "low", 0)])
+    assert await flow.reconciler().reconcile() == {"dlq_removed": 1}
+    assert await flow.shard.dlq_page("low", 0, 10) == [dead]
+
+
+async def test_pages_of_dead_letters_take_turns_in_every_queue(make_flow: MakeFlow):
+    """What is wrong in the last page of one queue is found, whatever the other queues hold."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2)
+    await flow.enqueue()
+    await flow.enqueue(queue="mail")
+    await rest(flow)
+    dead = [flow.db.put("dead", priority="low") for _ in range(5)]
+    stray = new_id()
+    await flow.shard.dlq_add([*((id_, "low", 1000) for id_ in dead), (stray, "low", 0)])
+    reconciler = flow.reconciler()
+    found = [await reconciler.reconcile() for _ in range(4)]
+    assert {"dlq_removed": 1} in found
+    assert await flow.shard.dlq_page("low", 0, 10) == dead
+
+
+async def test_older_rows_take_turns_page_by_page(make_flow: MakeFlow):
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2)
+    await flow.enqueue()
+    old = [flow.db.value(f"SELECT uuid_at(now() - interval '{n} hours')::text") for n in range(9, 3, -1)]
+    await rest(flow)
+    for id_ in old:
+        flow.db.put("queued", id=id_)
+        flow.db.age(id_, LONG_MS)
+    reconciler = flow.reconciler()
+    assert [await reconciler.reconcile() for _ in range(4)] == [{"pushed": 2}] * 3 + [{}]
+    await flow.agree()
+
+
+async def test_every_queue_is_rebuilt(flow: Flow):
+    ids = {queue: await flow.enqueue(queue=queue) for queue in ("default", "mail")}
+    await rest(flow)
+    await flow.client.delete(*flow.index.shard("mail").names)
+    assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 1}
+    assert [(await flow.contents(queue)).q["default"] for queue in ids] == [[id_] for id_ in ids.values()]
+
+
+async def test_one_of_many_leads(flow: Flow):
+    await flow.enqueue()
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+    await first.step()
+    await second.step()
+    assert (await epoch_of(flow))[1] == 1
+    flow.db.rows("UPDATE leaders SET expires_at = now()")
+    await second.step()
+    assert (await epoch_of(flow))[1] == 2
+
+
+async def test_any_number_at_once_is_correct(flow: Flow):
+    ids = await one_of_each(flow)
+    await asyncio.gather(*(flow.reconciler(f"w{n}").reconcile() for n in range(4)))
+    assert {name: await flow.place(id_) for name, id_ in ids.items()} == PLACES
+    assert (await flow.contents()).broken() == []
+    await flow.reconciler().reconcile()
+    assert await flow.reconciler().reconcile() == {}
+
+
+async def test_people_can_ask_for_all_rows(flow: Flow):
+    await flow.enqueue()
+    await rest(flow)
+    old = flow.db.put("queued", id=flow.db.value("SELECT uuid_at(now() - interval '90 days')::text"))
+    assert await flow.reconciler().reconcile(everything=True) == {"rebuilt": 1, "pushed": 1}
+    assert await flow.place(old) == "q:default"

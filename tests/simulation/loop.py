@@ -1,0 +1,143 @@
+"""An event loop for simulations: time is virtual, and which callback comes next is drawn from a seed.
+
+A callback belongs to the `Process` in whose context it was scheduled. A process can be killed (nothing of
+it ever runs again) or stalled (what it would have run waits until it goes on); both happen between any two
+of its steps, and neither is noticed by its code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
+from random import Random
+from typing import Any
+
+
+class SeededLoop(asyncio.BaseEventLoop):
+    """Runs one ready callback after the other, each drawn from all that are ready.
+
+    Time passes only when nothing is ready: it jumps to the next timer.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        super().__init__()
+        self._ready: list[asyncio.Handle] = []  # not in order of arrival: any may be the next one
+        self._scheduled: list[asyncio.TimerHandle] = []
+        self._draw = rng.random
+        self._now = 0.0
+
+    def time(self) -> float:
+        """Virtual seconds since the beginning."""
+        return self._now
+
+    def _run_once(self) -> None:
+        ready = self._ready
+        while not self._stopping:
+            if not ready:
+                self._advance()
+                continue
+            i = int(self._draw() * len(ready))
+            ready[i], ready[-1] = ready[-1], ready[i]
+            handle = ready.pop()
+            process = handle._context.get(PROCESS)
+            if handle._cancelled or (process is not None and not process.takes(handle)):
+                continue
+            handle._run()
+
+    def _advance(self) -> None:
+        """Let time pass until something is due."""
+        timers = self._scheduled
+        while timers and not self._ready:
+            self._now = max(self._now, timers[0]._when)
+            while timers and timers[0]._when <= self._now:
+                timer = heapq.heappop(timers)
+                if not timer._cancelled:
+                    self._ready.append(timer)
+        if not self._ready:
+            raise RuntimeError("nothing will ever happen any more")
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps, so nothing has to be woken."""
+
+    def bury(self) -> None:
+        """End all that is left without running it, and close."""
+        for task in asyncio.all_tasks(self):
+            task._log_destroy_pending = False
+            _close(task.get_coro())
+        self.close()
+
+
+def _close(coroutine: Any) -> None:
+    """Close a coroutine, even one that answers its end with something more to await."""
+    for _ in range(10):
+        try:
+            coroutine.close()
+        except RuntimeError:
+            continue
+        return
+
+
+class Process:
+    """Something that runs by itself and can die: a program, a thread or a child of it.
+
+    Attributes:
+        root: The program that it belongs to, itself if it has no parent.
+    """
+
+    def __init__(self, loop: SeededLoop, name: str, parent: Process | None = None) -> None:
+        self.name = name
+        self.root = parent.root if parent else self
+        self.dead = False
+        self.died: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._stalled = False
+        self._frozen: list[asyncio.Handle] = []
+        self._children: list[Process] = []
+        self.context = copy_context()
+        self.context.run(PROCESS.set, self)
+        if parent:
+            parent._children.append(self)
+
+    def child(self, name: str) -> Process:
+        """A part of this process: it dies and stalls with it."""
+        return Process(self._loop, f"{self.name}/{name}", self)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of this process."""
+        return self._loop.create_task(coroutine, context=self.context.copy())
+
+    def takes(self, handle: asyncio.Handle) -> bool:
+        """May this callback run now? If the process is stalled, it is kept for later."""
+        if self._stalled and not self.dead:
+            self._frozen.append(handle)
+        return not (self.dead or self._stalled)
+
+    def kill(self) -> None:
+        """End at once, without a last word."""
+        if self.dead:
+            return
+        self.dead = True
+        self._frozen.clear()
+        for child in self._children:
+            child.kill()
+        self.died()
+
+    def stall(self) -> None:
+        """Stand still, as after SIGSTOP."""
+        self._stalled = True
+        for child in self._children:
+            child.stall()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._stalled = False
+        frozen, self._frozen = self._frozen, []
+        self._loop._ready.extend(frozen)
+        for child in self._children:
+            child.resume()
+
+
+PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
+"""The process that the current step belongs to; None for the world around them."""
