@@ -1,7 +1,7 @@
 """The command `notebooks`: execute the notebooks and keep what they showed.
 
 A notebook's source is a Python file in `notebooks/` (jupytext's percent format). Its cell tagged `parameters`
-assigns defaults, and a profile replaces them: `ci` is small enough for a test, `full` is what is published.
+assigns defaults, and the profile is one of them: `ci` is small enough for a test, `full` is published.
 The kernel is a fresh one on the Python that runs this, whatever kernels are installed.
 """
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,20 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SOURCES: Final = ROOT / "notebooks"
 TAG: Final = "parameters"
 LARGEST_BYTES: Final = 500_000
-CELL_TIMEOUT_S: Final = {"ci": 120, "full": 1200}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How much the notebooks run: the longest time for one cell, in seconds, and where results go."""
+
+    cell_s: float
+    out: Path
+
+
+PROFILES: Final = {
+    "ci": Profile(120, ROOT / "results/notebooks"),
+    "full": Profile(1200, ROOT / "docs/notebooks"),
+}
 
 
 class OwnKernel(AsyncKernelManager):
@@ -56,18 +70,19 @@ class OwnKernel(AsyncKernelManager):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `notebooks` to `parser`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks by the beginning of a name (all)")
-    parser.add_argument("--profile", choices=tuple(CELL_TIMEOUT_S), default="ci", help="how much is run (ci)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/notebooks", help="where to (docs/notebooks)")
+    parser.add_argument("--profile", choices=tuple(PROFILES), default="full", help="how much is run (full)")
+    parser.add_argument("--out", type=Path, help="where to (full: docs/notebooks; ci: results/notebooks)")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if every notebook ran without an error and is small enough, 1 if not."""
+    profile = PROFILES[args.profile]
     passed = True
     for source in chosen(args.names):
         began = time.monotonic()
         notebook = build(source, {"profile": args.profile})
-        error = execute(notebook, timeout_s=CELL_TIMEOUT_S[args.profile])
-        target = args.out / source.with_suffix(".ipynb").name
+        error = execute(notebook, timeout_s=profile.cell_s)
+        target = (args.out or profile.out) / source.with_suffix(".ipynb").name
         size = 0 if error else write(slimmed(notebook), target)
         if size > LARGEST_BYTES:
             error = f"its result of {size:,} bytes is larger than {LARGEST_BYTES:,}: draw fewer points"
@@ -84,13 +99,15 @@ def chosen(names: Sequence[str]) -> list[Path]:
     """The sources whose names begin like one of `names`, or all of them.
 
     Raises:
-        ConfigError: a name fits none of them.
+        ConfigError: a name fits none of them, or there are none.
     """
     every = sorted(SOURCES.glob("*.py"))
+    if not every:
+        raise ConfigError(f"there are no notebooks in {SOURCES}: run this in a checkout of the project")
     for name in names:
         if not any(source.name.startswith(name) for source in every):
             have = ", ".join(source.stem for source in every)
-            raise ConfigError(f"no notebook begins with {name!r}; there are {have or 'none'} in {SOURCES}")
+            raise ConfigError(f"no notebook begins with {name!r}; there are {have}")
     return [s for s in every if not names or any(s.name.startswith(name) for name in names)]
 
 

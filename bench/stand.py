@@ -38,6 +38,8 @@ class Part:
         self.args = list(args)
         self.env = dict(env)
         self.log = folder / f"{name}.log"
+        self.ready = False
+        """Whether the last start came to its end, and nobody has killed the process since."""
         self._child: Child | None = None
 
     @property
@@ -71,8 +73,10 @@ class Part:
         if not self.alive:
             if self._child is not None:
                 self._child.wait()
+            self.ready = False
             self._child = Child(self.args, env=self.env, log=self.log)
             self._child.ready(_READY_S)
+            self.ready = True
         return self
 
     def signal(self, number: int) -> None:
@@ -82,6 +86,7 @@ class Part:
 
     def kill(self) -> None:
         """End it as `kill -9` does, and bury it. What it started itself ends by itself."""
+        self.ready = False
         self.signal(signal.SIGKILL)
         if self._child is not None:
             self._child.wait()

@@ -43,9 +43,9 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Command": "commands cli",
     },
     "bench": {
-        "Inputs": "workload",
-        "Acting": "system http delivery load burst",
-        "Observing": "scrape sampling receipts ledger audit agreement observation",
+        "Inputs": "workload work builds",
+        "Acting": "system stand proxy http delivery load burst",
+        "Observing": "scrape sampling receipts ledger journal index checks audit agreement observation",
         "Telling": "report plots progress",
         "Commands": "demo load_cli audit_cli ratios notebooks cli",
     },

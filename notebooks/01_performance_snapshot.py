@@ -59,13 +59,15 @@ noop_mix = Mix(noop=100)
 demo_mix = Mix(noop=80, flaky=10, fail=5, sleep=5, sleep_ms=2 * lease_ms)
 
 # %%
+load = os.getloadavg()[0]
 with system(settings, say=lambda _: None) as running:
     running.start_fleet(workers)
     version = running.query("SELECT current_setting('server_version')")[0][0]
     noops = observe(running, "noops", noop_mix, tasks, seed=seed)
     mixed = observe(running, "demo mix", demo_mix, tasks, seed=seed)
 
-print(f"{os.cpu_count()} cores, Python {platform.python_version()}, Postgres {version}, seed {seed}")
+print(f"{os.cpu_count()} cores, load average {load:.1f} before the start")
+print(f"Python {platform.python_version()}, Postgres {version}, seed {seed}")
 print(f"{len(running.pids)} processes were started, and all have ended: {sorted(running.pids)}")
 
 # %% [markdown]

@@ -26,6 +26,8 @@ from scheduler.store import Store
 _FLUSHERS: Final = 2
 _RETRY_PAUSE_S: Final = 0.05
 _LONGEST_PUSH_PAUSE_S: Final = 1.0
+_PUSH_PATIENCE_S: Final = 0.5
+"""How long a request that is committed may wait for a silent Redis, whose answer it does not need."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +72,12 @@ class Enqueuer:
         """Commit `tasks` in one transaction and push them; answer in their order.
 
         Raises:
-            Overloaded: ENQUEUE_MAX_WAITING tasks wait already; nothing was written.
+            Overloaded: ENQUEUE_MAX_WAITING tasks wait already, or the process stops; nothing was written.
             InputRefused: Postgres refused a value of this unit; nothing of it was written.
             StoreUnavailable: no commit within ENQUEUE_TIMEOUT_MS. Whether it was committed is unknown.
         """
+        if self._stopping:
+            raise Overloaded("this process is stopping")
         if self._waiting + len(tasks) > self._max_waiting and self._waiting > 0:
             raise Overloaded(f"{self._waiting} tasks wait for their commit already")
         loop = asyncio.get_running_loop()
@@ -81,7 +85,11 @@ class Enqueuer:
         self._line.append(unit)
         self._waiting += len(tasks)
         self._arrived.set()
-        return await unit.answer
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await unit.answer
+        except TimeoutError:  # both flushers may be waiting for a silent Postgres, with earlier units
+            raise StoreUnavailable(f"Postgres committed nothing for {self._timeout_s:g} s") from None
 
     async def _flush_loop(self) -> None:
         while True:
@@ -155,12 +163,13 @@ class Enqueuer:
         for a in accepted:
             by_queue[a.task.queue].append((a.task.id, a.task.priority, a.delay_ms))
         try:
-            for queue, entries in by_queue.items():
-                await failpoints.through("enqueue.push", self._index.shard(queue).push(entries))
-        except QueueError as error:
+            async with asyncio.timeout(_PUSH_PATIENCE_S):
+                for queue, entries in by_queue.items():
+                    await failpoints.through("enqueue.push", self._index.shard(queue).push(entries))
+        except (QueueError, TimeoutError) as error:
             # While Redis is away no request should wait for it, so it is tried again at growing intervals.
             if not self._push_pause_s:
-                self._log.warning("push failed; reconcile will push", error=str(error))
+                self._log.warning("push failed; reconcile will push", error=str(error) or "no answer")
             self._push_pause_s = min(max(2 * self._push_pause_s, 0.05), _LONGEST_PUSH_PAUSE_S)
             self._push_again_at = clock.monotonic() + self._push_pause_s
         else:

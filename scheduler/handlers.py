@@ -122,7 +122,7 @@ class Registry:
             heartbeat: False to let the lease run out instead of renewing it while the handler runs.
 
         Raises:
-            ConfigError: the type is malformed or taken, or the function takes other arguments.
+            ConfigError: the type is malformed or taken, or the function takes other arguments or is a generator.
         """
         if not re.fullmatch(TYPE_PATTERN, type_):
             raise ConfigError(f"{type_!r} is not a type's name ({TYPE_PATTERN})")
@@ -150,6 +150,8 @@ class Registry:
 
 def _signature(type_: str, function: Callable[..., Any]) -> tuple[int, Any]:
     """How many arguments the function takes, and how the first one is annotated."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"the handler of {type_!r} is a generator: to call it would run nothing of it")
     parameters = [
         p
         for p in inspect.signature(function).parameters.values()

@@ -7,6 +7,8 @@ back as a Result, and `settle` decides what that means for the task.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import math
 import traceback
 from concurrent.futures import Executor
@@ -66,10 +68,9 @@ async def _call(handler: Handler, running: Running, threads: Executor) -> Result
         outcome = Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
     except BaseException as error:  # noqa: BLE001 - SystemExit in a handler is that task's failure, not ours
         outcome = Result("failed", describe(error))
-    if running.cause is None:
-        return outcome
-    _forget_cancellation(running)
-    return _ended_by_us(running.cause, handler, running)
+    cause = running.cause
+    await _outlive_cancellation(running)
+    return outcome if cause is None else _ended_by_us(cause, handler, running)
 
 
 def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
@@ -101,15 +102,27 @@ async def _in_thread(handler: Handler, payload: Any, running: Running, threads: 
             _forget_cancellation(running)
 
 
+async def _outlive_cancellation(running: Running) -> None:
+    """Whoever cancelled the slot's task, we or the handler itself, meant the run: the task goes on."""
+    if running.task is not None and running.task.cancelling():
+        # A handler may cancel its own task and return: the next thing that is awaited would be cancelled.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        _forget_cancellation(running)
+
+
 def _forget_cancellation(running: Running) -> None:
-    """The cancellation was ours and has done its work; the slot's task goes on."""
+    """The cancellation has arrived and done its work."""
     while running.task is not None and running.task.uncancel():
         pass
 
 
 def _guarded(handler: Handler, payload: Any, context: Context) -> None:
     try:
-        handler.call(payload, context)
+        answer = handler.call(payload, context)
+        if inspect.iscoroutine(answer):
+            answer.close()
+            raise TypeError("the handler is no `async def` but returned a coroutine, which nobody awaits")
     except (Reject, Retry):
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit in a thread is that task's failure, too

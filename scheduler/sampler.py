@@ -24,9 +24,11 @@ class Sampler:
     async def step(self) -> None:
         """Read the depths of every queue once."""
         now = clock.monotonic()
-        if not self._queues or now - self._read > _FORGET_QUEUES_S:
-            self._queues, self._read = await self._store.queues(), now
-        depths = Depths()
-        for queue in self._queues:
-            depths += await self._index.shard(queue).depths()
-        self._metrics.show(depths)
+        try:
+            if not self._queues or now - self._read > _FORGET_QUEUES_S:
+                self._queues, self._read = await self._store.queues(), now
+        finally:  # while Postgres is away the gauges of the known queues stay current
+            depths = Depths()
+            for queue in self._queues:
+                depths += await self._index.shard(queue).depths()
+            self._metrics.show(depths)

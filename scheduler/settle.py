@@ -82,19 +82,6 @@ def move(s: Settlement) -> Move:
     return Move(s.lease.id, s.lease.token, where, s.lease.priority, s.delay_ms)
 
 
-def one_by_one(moves: Sequence[Move]) -> list[Move]:
-    """The moves in the order in which one script does with them what it would do with one after the other.
-
-    Each that goes to the head goes before those that went there earlier. Within one lease, though, a script
-    brings out the first id first.
-    """
-    heads: dict[str, list[Move]] = {}
-    for m in moves:
-        if m.where == "head":
-            heads.setdefault(m.token, []).insert(0, m)
-    return [m for m in moves if m.where != "head"] + [m for lease in heads.values() for m in lease]
-
-
 class Settler:
     """Records the results of one worker."""
 
@@ -235,7 +222,7 @@ class Settler:
         for queue, batch in moves.items():
             try:
                 point = "release" if all(m.where == "head" for m in batch) else "settle"
-                place = self._index.shard(queue).place(one_by_one(batch))
+                place = self._index.shard(queue).place(batch)
                 self._metrics.acks.inc(await failpoints.through(f"{point}.place", place))
             except QueueError as error:
                 self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))

@@ -26,7 +26,7 @@ _WATCH_S: Final = 0.05
 _YIELD_S: Final = 0.005
 _WEIGHT: Final = 0.02
 _STUCK_S: Final = 0.5
-"""When no run has ended for so long, what waits in the buffer may be better off in another worker."""
+"""When no run has begun for so long, what waits in the buffer may be better off in another worker."""
 
 _SLOWEST_GUESS_S: Final = 0.001
 """What a run is taken to last before any was seen: a batch to learn from, and no hoard of slow ones."""
@@ -64,7 +64,6 @@ class Slots:
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="slot")
         self._mean_s = _SLOWEST_GUESS_S
         self._yielded = 0.0
-        self._last_end = clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self.room_made = asyncio.Event()
         """Set when a run has ended or the buffer has shrunk."""
@@ -89,6 +88,8 @@ class Slots:
 
     def room(self) -> int:
         """How many more tasks are worth leasing now."""
+        if self._stuck():
+            return 0  # they would be given back, again and again
         free = self.size - len(self._running)
         # A run in progress counts as if it ended now: the average must not wait until slow ones have ended.
         now = clock.monotonic()
@@ -99,6 +100,11 @@ class Slots:
         if wanted < target / 2 and not (free and not self._buffer):
             return 0
         return max(0, min(wanted, self._most))
+
+    def _stuck(self) -> bool:
+        """Whether every slot is taken and none has come free for a while."""
+        since = clock.monotonic() - _STUCK_S
+        return len(self._running) == self.size and all(r.started < since for r in self._running.values())
 
     def put(self, leases: Sequence[Lease]) -> None:
         """Line up leases, to be run in this order; suspects wait for their turn to run alone."""
@@ -176,7 +182,6 @@ class Slots:
         finally:
             del self._running[number]
         self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
-        self._last_end = clock.monotonic()
         self._ended(lease, result, handler)
 
     def _timeout(self, lease: Lease, handler: Handler) -> int:
@@ -215,7 +220,7 @@ class Slots:
         while True:
             await asyncio.sleep(_WATCH_S)
             now = clock.monotonic()
-            if self._buffer and len(self._running) == self.size and now - self._last_end > _STUCK_S:
+            if self._buffer and self._stuck():
                 self._give_back(self.take_back())
             for running in list(self._running.values()):
                 if running.lease.expires <= now:

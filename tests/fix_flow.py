@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -148,6 +150,29 @@ class Flow:
         finally:
             worker.stop()
             await asyncio.wait_for(running, STOP_S)
+
+    @contextmanager
+    def rival(self) -> Iterator[None]:
+        """A reaper on a thread and stores of its own: it reaps though this loop is blocked."""
+        done = threading.Event()
+
+        async def reap() -> None:
+            store = await Store.open(self.settings, name="rival", max_conns=1)
+            index = Index.open(self.settings, name="rival")
+            reaper = Reaper(store, index, Metrics(), ["default"], batch=100, max_losses=3)
+            while not done.is_set():
+                await reaper.step()
+                await asyncio.sleep(0.02)
+            await index.close()
+            await store.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            reaping = thread.submit(asyncio.run, reap())
+            try:
+                yield
+            finally:
+                done.set()
+                reaping.result()
 
     async def ended(self, *ids: str, within_s: float = 10.0) -> None:
         """Wait until these tasks have reached a terminal status."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -28,11 +30,9 @@ from bench.receipts import LoadResult
 from bench.stand import Part, Stand
 from bench.system import settings_of
 
-PREFIX = "walk"
 LEASE_MS = 1000
 MAX_LOSSES = 1
 SETTINGS = {
-    "REDIS_PREFIX": PREFIX,
     "VIS_TIMEOUT_MS": str(LEASE_MS),
     "MAX_LOSSES": str(MAX_LOSSES),
     "WORKER_POOL": "4",
@@ -50,6 +50,7 @@ SETTINGS = {
 IDLE = {"RECONCILE_INTERVAL_MS": "3600000"}
 """For a worker whose reconcile makes a pass at the start and no other."""
 
+_NUMBERS = count(1)
 _HIT_S = 20.0
 _QUIET_S = 25.0
 _LOOK_S = 0.03
@@ -73,6 +74,7 @@ class Stage:
         self.stand = stand
         self.postgres_url = postgres_url
         self.redis_url = redis_url
+        self.prefix = stand.env["REDIS_PREFIX"]
         self.quiet_s = _QUIET_S
         self.api = stand.api("api").start()
         self._results: list[LoadResult] = []
@@ -90,14 +92,27 @@ class Stage:
 
     # acting
 
-    def send(self, bodies: Sequence[dict[str, Any]], api: Part | None = None) -> list[str]:
-        """Send each body with a key until it is accepted; the ids."""
+    def send(
+        self,
+        bodies: Sequence[dict[str, Any]],
+        api: Part | None = None,
+        *,
+        senders: int = 4,
+        refused: int = 0,
+    ) -> list[str]:
+        """Send each body with a key until it is accepted, or `refused` of them are; the ids."""
         host = (api or self.api).url
-        result = load.run(load.closed(bodies, host=host, senders=4, patience_s=_HIT_S))
+        result = load.run(load.closed(bodies, host=host, senders=senders, patience_s=_HIT_S))
         self._results.append(result)
-        if result.accepted < len(bodies):
-            raise Red(f"{result.accepted} of {len(bodies)} tasks were accepted: {result}")
+        if (result.accepted, result.refused) != (len(bodies) - refused, refused):
+            raise Red(f"{result.accepted} of {len(bodies)} tasks were accepted: {result.statuses}")
         return [receipt.id for receipt in result.receipts]
+
+    def cancel(self, id_: str) -> None:
+        """Cancel a task by the API."""
+        request = urllib.request.Request(f"{self.api.url}/v1/tasks/{id_}/cancel", method="POST")
+        with urllib.request.urlopen(request, timeout=_HIT_S) as answer:
+            assert answer.status == 200
 
     def part(self, kind: str, crash: str = "", **env: str) -> Part:
         """A running API or worker, armed with a failpoint if `crash` names one."""
@@ -132,7 +147,7 @@ class Stage:
     def forget(self) -> None:
         """Let Redis lose everything."""
         with redis.Redis.from_url(self.redis_url) as client:
-            client.delete(*(client.keys(f"{PREFIX}:*") or ["none"]))
+            client.delete(*(client.keys(f"{self.prefix}:*") or ["none"]))
 
     # observing
 
@@ -170,7 +185,7 @@ class Stage:
         deadline = time.monotonic() + self.quiet_s
         with index.connected(self.redis_url) as client:
             while self.count("tasks WHERE finished_at IS NULL"):
-                if wrong := index.disorder(index.look(client, PREFIX)):
+                if wrong := index.disorder(index.look(client, self.prefix)):
                     raise Red(f"Redis is out of order: {wrong}")
                 if time.monotonic() > deadline:
                     raise Red(f"{self.count('tasks WHERE finished_at IS NULL')} tasks do not end")
@@ -186,7 +201,7 @@ class Stage:
             self.postgres_url,
             self.redis_url,
             [receipt.id for receipt in receipts],
-            prefix=PREFIX,
+            prefix=self.prefix,
             keys={receipt.key: {receipt.id} for receipt in receipts},
             doubtful=0,
             max_losses=MAX_LOSSES,
@@ -201,7 +216,12 @@ def staged(servers: Servers, variables: Mapping[str, str]) -> Iterator[Stage]:
     with new_directory() as folder, servers.database() as postgres_url:
         journal.install(postgres_url)
         redis_url = servers.redis().url
-        env = settings_of(os.environ, SETTINGS | {"POSTGRES_URL": postgres_url, "REDIS_ADDR": redis_url})
+        where = {
+            "POSTGRES_URL": postgres_url,
+            "REDIS_ADDR": redis_url,
+            "REDIS_PREFIX": f"stage{next(_NUMBERS)}",
+        }
+        env = settings_of(os.environ, SETTINGS | where)
         with Stand(env | variables, folder) as stand:
             stage = Stage(stand, postgres_url, redis_url)
             try:
@@ -217,10 +237,11 @@ def healthy_stage(servers: Servers) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def stage(healthy_stage: Stage) -> Stage:
-    """The stage with the product as it is, cleared for one scene."""
+def stage(healthy_stage: Stage) -> Iterator[Stage]:
+    """The stage with the product as it is, cleared for one scene, and after it."""
     healthy_stage.clear()
-    return healthy_stage
+    yield healthy_stage
+    healthy_stage.clear()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@
     ids = here.send([{"type": "noop"}] * 100)      # over HTTP; what was accepted
     here.drained()                                 # nothing is open any more
     here.prove(ids)                                # and the audit finds nothing wrong
+
+The test sees what anybody could: HTTP, the metrics, the tables, and the keys in Redis.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ MakeSite = Callable[..., Site]
 
 @pytest.fixture
 def site(postgres_url: str, redis_url: str) -> Iterator[MakeSite]:
-    """Start an API and `workers` workers with settings by the names of their variables; stopped at the end."""
+    """Start an API and some workers with settings by the names of their variables; stopped at the end."""
     with ExitStack() as stack:
 
         def start(

@@ -29,7 +29,9 @@ class ReferenceIndex:
         self.shards: dict[str, Reference] = {}
 
     def shard(self, queue: str) -> Reference:
-        return self.shards.setdefault(queue, Reference(self._now_ms))
+        if queue not in self.shards:
+            self.shards[queue] = Reference(self._now_ms)
+        return self.shards[queue]
 
     async def run_id(self) -> str:
         return self._run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -257,7 +258,7 @@ class ReferenceStore:
         return await self.task(id_), cancelled
 
     async def now(self) -> str:
-        return str(self.now_ms())
+        return tables.instant(self.now_ms()).isoformat()
 
     async def redrive(
         self, which: Filter, *, page: int, until: str | None = None
@@ -281,7 +282,7 @@ class ReferenceStore:
         return [(row.id, row.queue, row.priority) for row in rows]
 
     def _dead_letters(self, which: Filter, page: int, until: str | None) -> list[Row]:
-        latest = self.now_ms() if until is None else float(until)
+        latest = self.now_ms() if until is None else tables.ms_of(datetime.fromisoformat(until))
         terms = {
             "type": which.type,
             "queue": which.queue,
@@ -304,8 +305,15 @@ class ReferenceStore:
         return [tables.run(ended) for ended in self.held.history(id_)]
 
     async def tasks(
-        self, *, dead: bool = False, before: str | None = None, limit: int = 50, **terms: Any
+        self,
+        *,
+        dead: bool = False,
+        reason: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+        **terms: Any,
     ) -> list[Task]:
+        terms["dead_reason"] = reason
         older = (row for row in reversed(self._above("")) if before is None or row.id < before)
         fit = (row for row in older if (row.dead_at is not None or not dead) and _fits(row, terms))
         return [tables.task(row) for row in islice(fit, limit)]
@@ -374,8 +382,10 @@ class ReferenceStore:
             for row in islice(rows, page)
         ]
 
-    async def unchanged(self, rows: Sequence[OpenRow]) -> list[OpenRow]:
-        now = {row.id: (row.status, row.lease_token or "") for row in self._rows(r.id for r in rows)}
+    async def unchanged(self, rows: Sequence[OpenRow], *, min_age_ms: int = 0) -> list[OpenRow]:
+        since = self.now_ms() - min_age_ms
+        old = (row for row in self._rows(r.id for r in rows) if row.created_at <= since)
+        now = {row.id: (row.status, row.lease_token or "") for row in old}
         return [row for row in rows if now.get(row.id) == (row.status, row.token)]
 
     async def dead_page(self, after: str, page: int) -> list[tuple[str, str, Priority, int]]:

@@ -115,13 +115,13 @@ async def _pass_on(_: Request, error: Exception) -> Any:
 
 
 async def _router_refused(request: Request, error: Exception) -> Any:
-    """Name every method of the path, not only those of the first route that has it."""
+    """Name every method of the path, not only those of the first route that has it.
+
+    A path that is spelled out is no id: `/v1/tasks/bulk` has no GET, though `/v1/tasks/{task_id}` has one.
+    """
     if isinstance(error, HTTPException) and error.status_code == METHOD.status:
-        allowed = {
-            method
-            for route in request.app.routes
-            if route.matches(request.scope)[0] is not Match.NONE
-            for method in route.methods
-        }
+        fitting = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+        spelled_out = [route for route in fitting if route.path == request.scope["path"]]
+        allowed = {method for route in spelled_out or fitting for method in route.methods}
         raise Problem(METHOD, "See the Allow header.", headers={"Allow": ", ".join(sorted(allowed))})
     raise error

@@ -46,7 +46,7 @@ async def so_many_tasks_may_wait_for_their_commit(world: World) -> None:
         waiting = [asyncio.ensure_future(enqueuer.submit([NewTask(new_id(), "noop")])) for _ in range(most)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await enqueuer.submit([NewTask(new_id(), "noop")])
+            await asyncio.wait_for(enqueuer.submit([NewTask(new_id(), "noop")]), 5)
         enqueuer.start()
         await asyncio.gather(*waiting)
         await enqueuer.stop()
@@ -187,18 +187,15 @@ async def a_list_waits_no_longer_than_the_bound(world: World) -> None:
 class Gate:
     """A handler `wait` that runs until it is let go, and what was seen of it."""
 
-    def __init__(self, let_go_at: int = 10**9) -> None:
+    def __init__(self) -> None:
         self.registry = Registry()
         self.running = self.most = 0
         self.open = asyncio.Event()
-        self._let_go_at = let_go_at
         self.registry.register("wait")(self._wait)
 
     async def _wait(self) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
-        if self.running >= self._let_go_at:
-            self.open.set()
         try:
             await self.open.wait()
         finally:
@@ -210,8 +207,11 @@ async def so_many_handlers_run_at_once(world: World) -> None:
     for slots in (1, 4):
         settings = world.settings(WORKER_POOL=slots)
         ids = await world.enqueued(settings, 8, "wait")
-        gate = Gate(let_go_at=slots)
-        async with world.working(settings, gate.registry):
+        gate = Gate()
+        async with world.working(settings, gate.registry) as worker:
+            await eventually(lambda gate=gate, slots=slots: gate.running >= slots)
+            await worker._store.ping()  # time enough for one more to start
+            gate.open.set()
             await world.ended(ids)
         assert gate.most == slots
 
@@ -264,8 +264,10 @@ async def a_stop_waits_so_long_for_handlers(world: World) -> None:
         async with world.working(settings, gate.registry) as worker:
             await eventually(lambda gate=gate: gate.running)
             worker.stop()
+            began = monotonic()
             if ms:
                 gate.open.set()
+        assert monotonic() - began < 5
         assert world.db.outcomes(id_) == [outcome]
         await world.forget()
 

@@ -71,7 +71,7 @@ def random_row(rng: random.Random, id_: str) -> Row:
     row = Row(
         id_,
         rng.choice(TYPES),
-        created_at=-9000,
+        created_at=half_seconds(rng, high=0),
         due_at=half_seconds(rng),
         queue=rng.choice(QUEUES),
         priority=rng.choice(PRIORITIES),
@@ -118,7 +118,7 @@ def random_run(rng: random.Random, id_: str, attempt: int) -> Ended:
 # a random operation
 
 
-def random_step(rng: random.Random, tables: Tables) -> Step:
+def random_step(rng: random.Random, tables: Tables, now_ms: float) -> Step:
     """One call, the same for either store."""
     ids = rng.sample(IDS, rng.randint(1, 6))
     asked = [*ids, *rng.choices(["no id of ours", "", IDS[0].upper()], k=rng.randint(0, 1))]
@@ -143,6 +143,7 @@ def random_step(rng: random.Random, tables: Tables) -> Step:
         "type": letters.type,
         "priority": letters.priority,
         "dead": rng.random() < 0.3,
+        "reason": letters.reason,
         "before": rng.choice([None, after]),
         "limit": page,
     }
@@ -151,6 +152,7 @@ def random_step(rng: random.Random, tables: Tables) -> Step:
     leases = [s.lease for s in settlements]
     seen = [random_open_row(rng, tables, id_) for id_ in ids]
     polled_ms = rng.choice([None, 1500])
+    until = rng.choice([None, instant(now_ms - ms).isoformat()])
 
     async def in_any_order(answer: Awaitable[list[Any]]) -> list[Any]:
         return sorted(await answer)
@@ -162,8 +164,8 @@ def random_step(rng: random.Random, tables: Tables) -> Step:
         (3, lambda store: store.renew(leases, vis_ms=ms)),
         (5, lambda store: store.reap(asked, max_losses=page)),
         (3, lambda store: store.cancel(ids[0])),
-        (2, lambda store: in_any_order(store.redrive(letters, page=page))),
-        (1, lambda store: in_any_order(store.purge(letters, page=page))),
+        (3, lambda store: in_any_order(store.redrive(letters, page=page, until=until))),
+        (1, lambda store: in_any_order(store.purge(letters, page=page, until=until))),
         (1, lambda store: store.task(ids[0])),
         (1, lambda store: store.runs(ids[0])),
         (2, lambda store: store.tasks(**listed)),
@@ -177,7 +179,7 @@ def random_step(rng: random.Random, tables: Tables) -> Step:
         (1, lambda store: store.epochs()),
         (2, lambda store: store.set_epoch("default", page, "run-2")),
         (2, lambda store: store.open_page(after, page)),
-        (2, lambda store: store.unchanged(seen)),
+        (2, lambda store: store.unchanged(seen, min_age_ms=ms)),
         (2, lambda store: store.dead_page(after, page)),
         (1, lambda store: store.still_dead(asked)),
         (1, lambda store: store.expire_keys(page=page)),
@@ -284,7 +286,7 @@ async def test_the_statements_do_what_the_reference_does(store: Store, db: Datab
         postgres_tables.write(db, moved(held, now_ms))
         reference = ReferenceStore(lambda now_ms=now_ms: now_ms)
         reference.held = postgres_tables.read(db)
-        step = random_step(rng, reference.held)
+        step = random_step(rng, reference.held, now_ms)
         expected = await step(reference)
         store._known_queues.clear()
         answer = await step(store)

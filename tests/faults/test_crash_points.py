@@ -1,179 +1,18 @@
-"""Every arrow of the lifecycle fails in every way, with real processes, and nothing is lost.
+"""Every arrow of the lifecycle fails in every way, with real processes, and nothing is lost: see scenes.py.
 
-A scene brings a process to one failpoint, sees in its log that it was hit, starts again what died, and waits
-until all is quiet. The audit then starts from the client's own list. Beyond that, a run may only be lost
-where a process died or a handler slept past its lease: an error on the way costs nothing but time.
+And each guard is needed: a build without it does not get through the scene that is about it.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fix_stage import IDLE, LEASE_MS, MAX_LOSSES, Red, Stage, body
+from fix_stage import Red, Stage
+from scenes import play, refused_outcomes, refused_tasks
 
+from bench.builds import BUILDS
 from scheduler import failpoints
-
-Scene = Callable[[Stage, str], None]
-
-
-def mixed(crash: str) -> list[dict]:
-    """Some of everything; where the failpoint strikes late, there must still be something left to strike."""
-    n = 60 if crash.endswith(":late") else 10
-    flaky = [body("flaky", fail_times=1)] * 6
-    return [*[body("work", ms=80)] * n, *flaky, *[body("always_fail", retries=1)] * 2, *[body("noop")] * 6]
-
-
-def no_loss(crash: str) -> int | None:
-    """How many runs may be lost: none, unless a worker was killed."""
-    return None if ":kill" in crash else 0
-
-
-def enqueue(stage: Stage, crash: str) -> None:
-    """An API fails at an arrow of its own while clients wait for their answers."""
-    stage.worker()
-    api = stage.part("api", crash)
-    with ThreadPoolExecutor(1) as beside:
-        sending = beside.submit(stage.send, mixed(crash), api)
-        stage.recover(api, crash)
-        sending.result()
-    if not crash.endswith(":kill") and stage.statuses != {201}:
-        raise Red(f"a client saw the error: {stage.statuses}")
-    stage.judge(lost=0)
-
-
-def work(stage: Stage, crash: str) -> None:
-    """A worker fails while it works off a queue."""
-    stage.send(mixed(crash))
-    stage.recover(stage.worker(crash), crash)
-    stage.judge(lost=no_loss(crash))
-
-
-def refuse(stage: Stage, crash: str) -> None:
-    """A worker fails while it puts away ids whose tasks were cancelled."""
-    ids = stage.send([body("work", ms=80)] * 8)
-    for id_ in ids[:4]:
-        done = stage.stand.command("task", "cancel", id_)
-        assert done.returncode == 0, done
-    stage.recover(stage.worker(crash), crash)
-    stage.judge(lost=no_loss(crash))
-
-
-def beat(stage: Stage, crash: str) -> None:
-    """A worker fails while it renews the leases of tasks that take longer than one."""
-    stage.send([body("work", ms=1.4 * LEASE_MS)] * 3)
-    stage.recover(stage.worker(crash), crash)
-    stage.judge(lost=no_loss(crash))
-
-
-def release(stage: Stage, crash: str) -> None:
-    """A worker fails while it gives back what it had no time to finish."""
-    stage.send([body("work", ms=600)] * 5)
-    worker = stage.worker(crash, SHUTDOWN_GRACE_MS="0", WORKER_POOL="2")
-    stage.until(lambda: stage.count("tasks WHERE status = 'running'"), 10, "nothing runs")
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == (-9 if crash.endswith(":kill") else 0)
-    point, mode = crash.split(":")
-    assert f"failpoint {point}:{mode} was hit" in worker.said()
-    stage.worker()
-    stage.judge(lost=no_loss(crash))
-
-
-def pump(stage: Stage, crash: str) -> None:
-    """A worker fails while it makes ready what has come due."""
-    stage.send([body("work", delay_ms=200, ms=50)] * 12)
-    stage.until(lambda: not stage.count("tasks WHERE due_at > now()"), 5, "they are not due")
-    stage.recover(stage.worker(crash), crash)
-    stage.judge(lost=no_loss(crash))
-
-
-def reap(stage: Stage, crash: str) -> None:
-    """A worker fails while it reaps leases that ran out."""
-    stage.send([body("sleeper", sleep_ms=2.5 * LEASE_MS)] * 3)
-    by_then_some_have_run_out = ":6" if crash.startswith("reap.expired") else ""
-    stage.recover(stage.worker(crash + by_then_some_have_run_out), crash)
-    stage.judge(lost=None if crash.endswith(":kill") else 3 * (MAX_LOSSES + 1))
-
-
-def reconcile(stage: Stage, crash: str) -> None:
-    """Reconcile fails while it pushes what Redis has lost: as a command, or in a worker, to be late."""
-    stage.send([body("work", ms=100)] * 40)
-    stage.forget()
-    if crash.endswith(":late"):
-        stage.recover(stage.worker(crash), crash)
-    else:
-        stage.command(crash, "reconcile")
-        stage.worker(**IDLE)
-    stage.judge(lost=0)
-
-
-def adopt(stage: Stage, crash: str) -> None:
-    """Reconcile fails while it makes Redis know the leases that it has lost."""
-    stage.send([body("work", ms=1.8 * LEASE_MS)] * 4)
-    stage.worker(**IDLE)
-    stage.until(lambda: stage.count("tasks WHERE status = 'running'") == 4, 10, "they do not run")
-    stage.query("DELETE FROM leaders")
-    stage.forget()
-    if crash.endswith(":late"):
-        stage.recover(stage.worker(crash), crash)
-    else:
-        stage.command(crash, "reconcile")
-    stage.judge(lost=0)
-
-
-def cancel(stage: Stage, crash: str) -> None:
-    """The command fails while it cancels a task that waits."""
-    ids = stage.send([body("work", delay_ms=1000, ms=50)] * 4)
-    stage.command(crash, "task", "cancel", ids[0])
-    stage.worker()
-    stage.judge(lost=0)
-    if stage.count("tasks WHERE status = 'cancelled'") != 1:
-        raise Red("the task is not cancelled")
-
-
-def letters(stage: Stage, n: int = 6) -> None:
-    """Make dead letters."""
-    stage.send([body("always_fail", retries=0)] * n)
-    stage.worker()
-    stage.until(lambda: stage.count("tasks WHERE dead_at IS NOT NULL") == n, 10, "they do not die")
-
-
-def redrive(stage: Stage, crash: str) -> None:
-    """The command fails while it gives dead letters a new life."""
-    letters(stage)
-    stage.command(crash, "dlq", "redrive", "--all")
-    stage.judge(lost=0)
-    if stage.count("tasks WHERE redrives = 0"):
-        raise Red("some were not redriven")
-
-
-def purge(stage: Stage, crash: str) -> None:
-    """The command fails while it takes dead letters off the queue."""
-    letters(stage)
-    stage.command(crash, "dlq", "purge", "--all")
-    stage.judge(lost=0)
-    if stage.count("tasks WHERE dead_at IS NOT NULL"):
-        raise Red("some were not purged")
-
-
-SCENES: dict[str, Scene] = {
-    "enqueue": enqueue,
-    "lease": work,
-    "lease.place": refuse,
-    "heartbeat": beat,
-    "settle": work,
-    "release": release,
-    "pump": pump,
-    "reap": reap,
-    "reconcile": reconcile,
-    "reconcile.adopt": adopt,
-    "cancel": cancel,
-    "redrive": redrive,
-    "purge": purge,
-}
-"""By failpoint, or by the first word of it."""
 
 QUICK = {
     "enqueue.commit:lost",
@@ -195,12 +34,36 @@ WALK = [
 ]
 
 
-def play(stage: Stage, crash: str) -> None:
-    """Play the scene that leads to this failpoint."""
-    point = crash.partition(":")[0]
-    (SCENES.get(point) or SCENES[point.split(".")[0]])(stage, crash)
-
-
 @pytest.mark.parametrize("crash", WALK)
 def test_nothing_is_lost_at(crash, stage):
     play(stage, crash)
+
+
+def test_a_refused_task_leaves_its_neighbours_alone(stage):
+    refused_tasks(stage)
+
+
+def test_a_refused_outcome_is_settled_without_its_text(stage):
+    refused_outcomes(stage)
+
+
+PROOFS: dict[str, str | Callable[[Stage], None]] = {
+    "fence-off": "settle.commit:late",
+    "reap-early": "heartbeat.renew:lost",
+    "reaper-off": "lease.pop:kill",
+    "reconcile-off": "enqueue.push:exception",
+    "push-twice": "reconcile.push:late",
+    "settle-gives-up": "settle.commit:exception",
+    "enqueue-gives-up": "enqueue.commit:lost",
+    "settle-whole": refused_outcomes,
+    "enqueue-whole": refused_tasks,
+}
+"""By broken build: the scene that it must not get through."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_build_without_a_guard_does_not_get_through(build, broken):
+    stage, proof = broken(build), PROOFS[build]
+    with pytest.raises(Red):
+        play(stage, proof) if isinstance(proof, str) else proof(stage)

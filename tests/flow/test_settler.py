@@ -321,19 +321,6 @@ async def test_ids_that_redis_could_not_be_told_about_are_told_with_the_next(
     await flow.agree()
 
 
-async def test_what_is_given_back_lies_at_the_head_in_its_old_order(flow: Flow):
-    """One by one each goes before the others, so the last one is given back first."""
-    ids = [await flow.enqueue() for _ in range(6)]
-    leases = [*await flow.lease(2), *await flow.lease(3)]
-    settler = flow.settler()
-    for lease in reversed(leases):
-        settler.add(decide(lease, Result("interrupted"), None, flow.settings))
-    settler.start()
-    await settler.stop()
-    assert (await flow.contents()).q["default"] == ids
-    await flow.agree()
-
-
 async def test_stopping_records_what_waits(flow: Flow):
     for _ in range(5):
         await flow.enqueue()

@@ -1,7 +1,7 @@
 """Explores a world completely, breadth first, and watches the invariants.
 
-    report = explore(Protocol(Config(workers=2, crash=True)))
-    assert report.violation is None, report
+report = explore(Protocol(Config(workers=2, crash=True)))
+assert report.violation is None, report
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 from model.monitor import broken_index, broken_row, clean
-from model.protocol import Protocol, Redis, Row
-from model.world import Edge, Part, State, World, home_of
+from model.protocol import Protocol
+from model.stores import Lease, Redis, Row
+from model.world import Edge, Part, State, World, tokens
 
 LIMIT = 3_000_000
 """States beyond which an exploration is given up."""
@@ -37,7 +39,7 @@ class Report:
 
 
 class Explorer:
-    """The graph of a world: its states in the order of discovery, and the steps that the system does by itself."""
+    """The graph of a world: its states as they were discovered, and the steps that are the system's own."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.world = World(protocol)
@@ -53,14 +55,15 @@ class Explorer:
         numbers = {self.states[0]: 0}
         for at, state in enumerate(self.states):  # it grows meanwhile
             for edge in edges(state):
+                if edge.flaw:
+                    return edge.flaw, at, edge
                 after = canonical(edge.state)
                 to = numbers.setdefault(after, len(numbers))
                 if to == len(self.states):
                     self.states.append(after)
                     self._parents.append(at)
-                flaw = edge.flaw or self._flaw(after)
-                if flaw:
-                    return flaw, at, edge
+                    if flaw := self._flaw(after):
+                        return flaw, at, edge
                 if edge.own:
                     self._steps.append(to)
             self._first_step.append(len(self._steps))
@@ -75,14 +78,13 @@ class Explorer:
         if stores in self._sound:
             return None
         self._sound.add(stores)
-        return broken_index(state.redis.value) or broken_row(state.row.value, self.world.config)
+        config = self.world.config
+        return broken_index(state.redis.value, config) or broken_row(state.row.value, config)
 
     def _hopeless(self) -> int | None:
         """The first state from which no steps of the system's own lead to a clean end."""
         hopeful = bytearray(
-            not state.flight.value
-            and clean(state.row.value, state.redis.value, [process.value for process in state.crowd.value])
-            for state in self.states
+            clean(state.row.value, state.redis.value) and self.world.at_rest(state) for state in self.states
         )
         waiting = [at for at, good in enumerate(hopeful) if not good]
         while True:
@@ -98,7 +100,7 @@ class Explorer:
             waiting = still[::-1]
 
     def trace(self, at: int, last: Edge | None) -> Iterator[Edge]:
-        """A shortest way to a state, and from there over one edge more. A token keeps its name all the way."""
+        """A shortest way to a state, and one edge more. A token keeps its name all the way."""
         way = [at]
         while way[-1]:
             way.append(self._parents[way[-1]])
@@ -107,7 +109,9 @@ class Explorer:
         goals += [(canonical(last.state), last.flaw is not None)] if last else []
         state = self.states[0]
         for goal in goals:
-            edge = next(e for e in self.world.edges(state) if (canonical(e.state), e.flaw is not None) == goal)
+            edge = next(
+                e for e in self.world.edges(state) if (canonical(e.state), e.flaw is not None) == goal
+            )
             yield edge
             state = edge.state
 
@@ -121,15 +125,15 @@ def explore(protocol: Protocol) -> Report:
     report = Report(len(explorer.states), 0.0, explorer.world.moves)
     if found is not None:
         report.violation, *end = found
-        edges = enumerate(explorer.trace(*end), 1)
-        report.trace = [f"{n:2}. {tell(edge):72} {show(edge.state)}" for n, edge in edges]
+        lines = map(tell, explorer.trace(*end))
+        report.trace = [f"{n:2}. {line}" for n, line in enumerate(lines, 1)]
     report.seconds = perf_counter() - started
     return report
 
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Millions of tuples, none of them in a cycle: the garbage collector would look at them again and again."""
+    """Millions of tuples, none in a cycle: the garbage collector would look at them again and again."""
     gc.disable()
     try:
         yield
@@ -138,17 +142,27 @@ def no_collector() -> Iterator[None]:
 
 
 def tell(edge: Edge) -> str:
-    """An edge in words: who calls what, and the answer."""
-    who, *rest = edge.what
-    text = who if isinstance(who, str) else f"{home_of(who)[0]} ({' '.join(map(str, who))})"
-    return f"{text}: {', '.join(map(str, rest))}"
+    """An edge in one line: who does what, the answer, and what the two stores say then."""
+    who, *what = edge.what
+    name = who if isinstance(who, str) else " ".join([who[0], *tokens(who[:3])])
+    said = f"{name}: {' → '.join(map(word, what))}" if what else name
+    return f"{said:64} {word(edge.state.row.value):20} | {word(edge.state.redis.value)}"
 
 
-def show(state: State) -> str:
-    """The row and Redis at one glance."""
-    row: Row | None = state.row.value
-    redis: Redis = state.redis.value
-    places = [f"{key}×{n}" if n > 1 else key for key in ("q", "leases", "retry", "dlq") if (n := getattr(redis, key))]
-    live = "" if redis.live is None else f" live={redis.live!r}"
-    told = "no row" if row is None else f"{row.status}" + (f" by {row.token}" if row.token else "")
-    return f"{told} | {' '.join(places) or 'nothing'}{live}"
+def word(value: Any) -> str:
+    """A value as people would write it."""
+    match value:
+        case None:
+            return "no"
+        case Lease():
+            return f"attempt {value.attempt}"
+        case Row():
+            late = " lapsed" * value.lapsed + " not due" * (not value.due)
+            return f"{value.status} {value.token}".rstrip() + late
+        case Redis():
+            counts = {key: getattr(value, key) for key in ("q", "leases", "retry", "dlq")}
+            places = [key if n == 1 else f"{key}×{n}" for key, n in counts.items() if n]
+            return " ".join([*places, *([f"live={value.live!r}"] if value.live is not None else [])])
+        case tuple():
+            return " ".join(word(each) for each in value if each not in {"", False})
+    return str(value)

@@ -12,45 +12,34 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from model.monitor import broken_step
-from model.protocol import (
-    DONE,
-    EMPTY,
-    READS,
-    REAPER,
-    RECONCILER,
-    WORKER,
-    Command,
-    Process,
-    Protocol,
-    Redis,
-    Row,
-    Token,
-)
+from model.protocol import CLIENT, WORKER, Protocol, home
+from model.stores import EMPTY, READS, Command, Redis, Row, Token
 
-HOMES = {
-    **dict.fromkeys(["leased", "refused", "reclaiming", "misplaced", "running", "ended", "settled"], WORKER),
-    "cut off": WORKER,
-    **dict.fromkeys(["expired", "reaped", "moving"], REAPER),
-    **dict.fromkeys(["open", "dead", "listed", "not dead"], RECONCILER),
-    **dict.fromkeys(["accepted", "cancelled"], DONE),
-}
 CLIENTS = frozenset({"cancel", "redrive"})
 """What people do: nothing that the system may wait for."""
 
 SPENT = "spent"
+REMEMBERED = (
+    *("_call", "_moves", "_unanswered", "_mishaps", "_damages"),
+    *("_with", "_each", "_order", "_renamed", "_forgotten"),
+)
+"""Methods whose answers are kept: they depend on their arguments alone."""
+
 What = tuple[Any, ...]
 
 
 class Part:
     """A part of a state, the only one of its value."""
 
-    __slots__ = ("number", "tokens", "value")
+    __slots__ = ("number", "shape", "tokens", "value")
 
     def __init__(self, value: Any, number: int) -> None:
         self.value = value
         self.number = number
         self.tokens = tuple(dict.fromkeys(tokens(value)))
         """The leases that it knows of, as a reader meets them."""
+        self.shape = repr(renamed(value, dict.fromkeys(self.tokens, "?")))
+        """What it is but for their names."""
 
 
 class Bag(tuple[Part, ...]):
@@ -93,8 +82,8 @@ class World:
         """The changes of status that were met."""
         numbers = count()
         self.part = cache(lambda value: Part(value, next(numbers)))
-        for name in ("moves", "call", "with", "mishaps", "damages", "unanswered", "order", "forgotten", "renamed"):
-            setattr(self, f"_{name}", cache(getattr(self, f"_{name}")))
+        for name in REMEMBERED:
+            setattr(self, name, cache(getattr(self, name)))
 
     def start(self) -> State:
         """Nothing has happened yet."""
@@ -111,6 +100,11 @@ class World:
         if state.flight.value:
             yield from self._landings(state)
 
+    def at_rest(self, state: State) -> bool:
+        """Is the task accepted or refused, and nobody in the middle of something?"""
+        values = [process.value for process in state.crowd.value]
+        return not state.flight.value and all(home(value) == value != CLIENT for value in values)
+
     def _bag(self, parts: Iterable[Part]) -> Part:
         return self.part(Bag(sorted(parts, key=lambda part: part.number)))
 
@@ -124,12 +118,14 @@ class World:
                 yield Edge(what, after, own, flaw)
 
     def _everybody(self, state: State) -> Iterator[tuple[int, Part, Token]]:
-        """Each process, twins once, with a token that nobody has for the one that may need it."""
-        twin = None
-        for i, process in enumerate(state.crowd.value):
-            if process is not twin:
-                yield i, process, fresh_token(state) if process.value == WORKER else ""
-            twin = process
+        """Each process, with a token that nobody has for the one that may need it."""
+        for i, process in self._each(state.crowd):
+            yield i, process, fresh_token(state) if process.value == WORKER else ""
+
+    def _each(self, crowd: Part) -> list[tuple[int, Part]]:
+        """Who is in the crowd and where; of twins only one."""
+        places = {process: i for i, process in enumerate(crowd.value)}
+        return [(i, process) for process, i in places.items()]
 
     def _moves(self, process: Part, row: Part, redis: Part, fresh: Token) -> list[tuple[Any, ...]]:
         moves = []
@@ -170,12 +166,12 @@ class World:
     def _mishaps(self, crowd: Part) -> list[tuple[What, Part]]:
         """What may befall the processes."""
         found: list[tuple[What, Part]] = []
-        for i, process in enumerate(crowd.value):
+        for i, process in self._each(crowd):
             value = process.value
-            if self.config.crash and (home := home_of(value)) != value:
-                found.append(((value, "dies"), self._with(crowd, i, self.part(home))))
-            if self.config.cut_off and value[0] in {"running", "ended"}:
-                cut = self.part(("cut off", value[1]))
+            if home(value) != value and value[0] in self.config.crash:
+                found.append(((value, "dies"), self._with(crowd, i, self.part(home(value)))))
+            if self.config.cut_off and value[1] in {"running", "ended"}:
+                cut = self.part(("worker", "cut off", value[2]))
                 found.append(((value, "loses Postgres for good"), self._with(crowd, i, cut)))
         return found
 
@@ -202,7 +198,7 @@ class World:
         for step in self.protocol.steps(process.value, fresh):
             command = None if step.command[0] in READS else self.part(step.command)
             for then in step.unanswered:
-                what = (process.value, step.command, f"no answer, goes on as {then[0]}")
+                what = (process.value, step.command, f"no answer: {then[1]}")
                 found.append((what, command, self.part(then)))
         return found
 
@@ -236,9 +232,12 @@ class World:
 
     def _order(self, met: tuple[Token, ...], crowd: Part) -> tuple[Token, ...]:
         """The tokens in the order in which they are met; () if that is how they are named already."""
-        strangers = dict.fromkeys(set(crowd.tokens) - set(met), "?")
-        shapes = sorted(crowd.value, key=lambda part: repr(renamed(part.value, strangers)))
-        order = tuple(dict.fromkeys((*met, *(token for part in shapes for token in part.tokens))))
+
+        def place(part: Part) -> tuple[str, list[int]]:
+            return part.shape, [met.index(token) if token in met else len(met) for token in part.tokens]
+
+        crowded = (token for part in sorted(crowd.value, key=place) for token in part.tokens)
+        order = tuple(dict.fromkeys((*met, *crowded)))
         return () if order == tuple(f"t{n}" for n, _ in enumerate(order, 1)) else order
 
     def _renamed(self, part: Part, order: tuple[Token, ...]) -> Part:
@@ -247,7 +246,7 @@ class World:
         return self.part(renamed(part.value, {token: f"t{n}" for n, token in enumerate(order, 1)}))
 
     def _forgotten(self, row: Part, crowd: Part, flight: Part) -> Part:
-        asking = {part.value[2] for part in crowd.value if part.value[0] == "ended"}
+        asking = {part.value[3] for part in crowd.value if part.value[1] == "ended"}
         asking |= {part.value[1] for part in flight.value if part.value[0] == "settle"}
         value: Row = row.value
         return self.part(value._replace(runs=tuple(run for run in value.runs if run[0] in asking)))
@@ -257,11 +256,6 @@ def fresh_token(state: State) -> Token:
     """A token that nobody has."""
     used = {token for part in state if isinstance(part, Part) for token in part.tokens}
     return next(token for n in count(1) if (token := f"t{n}") not in used)
-
-
-def home_of(process: Process) -> Process:
-    """What a process is after it was killed and started again."""
-    return ("operator", process[1]) if process[0] == "redriven" else HOMES.get(process[0], process)
 
 
 def evictions(redis: Redis, most: int) -> Iterator[tuple[str, Redis]]:
@@ -281,10 +275,9 @@ def renamed(value: Any, names: dict[Token, Token]) -> Any:
     match value:
         case str():
             return names.get(value, value)
-        case Row() | Redis():
-            return type(value)(*(renamed(each, names) for each in value))
         case tuple():
-            return tuple(renamed(each, names) for each in value)
+            each = (renamed(each, names) for each in value)
+            return type(value)(*each) if hasattr(value, "_fields") else tuple(each)
     return value
 
 

@@ -1,7 +1,7 @@
-"""Workers and an API in a simulation: the product's own code, with two parts put in place of a thread and a process.
+"""Workers and an API in a simulation: the product's own code, but for what needs threads and child processes.
 
-    heartbeat   a thread of its own: here a process of its own on the one loop, that dies with its worker
-    solo        a child process for suspects: here a process whose death ends the one run in it
+LoopHeartbeat   the beats of a worker as a process on the one loop, in place of the thread
+LoopSolo        suspects run in a process on the one loop, in place of the child process
 """
 
 from __future__ import annotations

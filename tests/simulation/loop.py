@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -18,19 +19,49 @@ from typing import Any
 class SeededLoop(asyncio.BaseEventLoop):
     """Runs one ready callback after the other, each drawn from all that are ready.
 
-    Time passes only when nothing is ready: it jumps to the next timer.
+    Time passes only when nothing is ready: it jumps to the next timer. Scheduling is written anew rather than
+    inherited, since it is most of what a simulation does.
     """
 
     def __init__(self, rng: Random) -> None:
         super().__init__()
         self._ready: list[asyncio.Handle] = []  # not in order of arrival: any may be the next one
-        self._scheduled: list[asyncio.TimerHandle] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._number = count()
         self._draw = rng.random
         self._now = 0.0
+        self._tasks: list[asyncio.Task[Any]] = []  # those of a dead process are known to nobody else
 
     def time(self) -> float:
         """Virtual seconds since the beginning."""
         return self._now
+
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._number), timer))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **options)
+        self._tasks.append(task)
+        return task
+
+    def get_debug(self) -> bool:
+        return False
 
     def _run_once(self) -> None:
         ready = self._ready
@@ -41,18 +72,19 @@ class SeededLoop(asyncio.BaseEventLoop):
             i = int(self._draw() * len(ready))
             ready[i], ready[-1] = ready[-1], ready[i]
             handle = ready.pop()
-            process = handle._context.get(PROCESS)
-            if handle._cancelled or (process is not None and not process.takes(handle)):
+            if handle._cancelled:
                 continue
-            handle._run()
+            process = handle._context.get(PROCESS)
+            if process is None or process.takes(handle):
+                handle._run()
 
     def _advance(self) -> None:
         """Let time pass until something is due."""
-        timers = self._scheduled
+        timers = self._timers
         while timers and not self._ready:
-            self._now = max(self._now, timers[0]._when)
-            while timers and timers[0]._when <= self._now:
-                timer = heapq.heappop(timers)
+            self._now = max(self._now, timers[0][0])
+            while timers and timers[0][0] <= self._now:
+                timer = heapq.heappop(timers)[2]
                 if not timer._cancelled:
                     self._ready.append(timer)
         if not self._ready:
@@ -63,9 +95,10 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     def bury(self) -> None:
         """End all that is left without running it, and close."""
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False
-            _close(task.get_coro())
+        for task in self._tasks:
+            if not task.done():
+                task._log_destroy_pending = False
+                _close(task.get_coro())
         self.close()
 
 

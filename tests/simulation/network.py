@@ -33,16 +33,15 @@ BETWEEN = 0.3
 """How often others get to act between two statements of one method."""
 
 Steps = Coroutine[Any, Any, Any]
-Note = Callable[..., None]
+Seen = Callable[["Call", Any], None]
 
 
 @dataclass(eq=False)
 class Server:
-    """One store; `carried_out` is called after each statement."""
+    """One store, and the error that tells of its absence."""
 
     target: Any
     error: type[SchedulerError]
-    carried_out: Callable[[], None]
     down: bool = False
 
 
@@ -60,21 +59,26 @@ class Call:
 
 
 class Network:
-    """Carries calls. `faults` are the kinds that may happen now; `note` is told of each call."""
+    """Carries calls. `faults` are the kinds that may happen now; `seen` is told of each call.
+
+    It is called with the call and its answer, when it was carried out or refused.
+    """
 
     def __init__(
-        self, loop: SeededLoop, rng: Random, store: ReferenceStore, index: ReferenceIndex, note: Note
+        self, loop: SeededLoop, rng: Random, store: ReferenceStore, index: ReferenceIndex, seen: Seen
     ) -> None:
-        self.postgres = Server(store, StoreUnavailable, lambda: None)
-        self.redis = Server(index, QueueUnavailable, self._wake)
+        self.postgres = Server(store, StoreUnavailable)
+        self.redis = Server(index, QueueUnavailable)
         self.faults: list[str] = []
+        self.late = 0
+        """How many calls are still to be carried out though nobody waits for them."""
         self.gap_s = 0.0
         """How long after a fault the calls of the same process are spared."""
         self._loop = loop
         self._index = index
         self._rng = rng
         self._draw = rng.random
-        self._note = note
+        self._seen = seen
         self._context = copy_context()
         self._spared: dict[str, float] = {}
         self._asleep: list[tuple[asyncio.Future[bool], Process | None, Sequence[str]]] = []
@@ -85,11 +89,13 @@ class Network:
         sender = PROCESS.get()
         fault = self._fault(sender) if self.faults else None
         call = Call(server, name, begin, sender, self._loop.create_future(), fault)
-        if server.down or fault == "refused":
+        if server.down:
             call.fault = "refused"
-            self._note(sender, name, "", "refused")
+        if call.fault == "refused":
+            self._seen(call, None)
             self._later(self._draw() * BRIEF_S, self._fail, call)
         elif fault == "late":
+            self.late += 1
             self._later(TIMEOUT_S, self._fail, call)
             self._later(TIMEOUT_S + self._draw() * LATEST_S, self._step, call)
         elif self._draw() < 0.5:
@@ -127,17 +133,19 @@ class Network:
                 self._end(call, "the first statement")
                 return
             if self._draw() < BETWEEN:
-                call.server.carried_out()
                 context = call.sender.context if call.sender else self._context
                 self._loop.call_later(self._draw() * BRIEF_S, self._step, call, context=context)
                 return
 
     def _end(self, call: Call, value: Any) -> None:
-        self._note(call.sender, call.name, value, call.fault)
-        call.server.carried_out()
-        if call.fault == "lost":
+        self._seen(call, value)
+        if call.server is self.redis:
+            self._wake()
+        if call.fault == "late":
+            self.late -= 1
+        elif call.fault == "lost":
             self._later(TIMEOUT_S, self._fail, call)
-        elif call.fault != "late":
+        else:
             longest_s = TIMEOUT_S if call.fault == "slow" else BRIEF_S
             self._later(self._draw() * longest_s, self._answer, call.answer, value)
 

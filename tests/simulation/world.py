@@ -1,10 +1,11 @@
-"""One simulation: a plan, the stores, the fleet, and what befalls them."""
+"""One simulation: the stores, the fleet, the clients, and what befalls them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from random import Random
 from typing import Any
 
@@ -12,9 +13,9 @@ from reference import Contents
 from reference_index import KEYS, ReferenceIndex
 from reference_store import ReferenceStore
 from reference_tables import id_at
-from simulation.fleet import METRICS, Api, Program, WorkerProgram, registry
-from simulation.loop import Process, SeededLoop
-from simulation.network import Network
+from simulation.fleet import Api, Program, WorkerProgram, registry
+from simulation.loop import PROCESS, Process, SeededLoop
+from simulation.network import Call, Network, Server
 from simulation.plan import ACTIVE_S, NETWORK, Order, Plan
 
 from scheduler import dlq
@@ -28,128 +29,310 @@ START_MS = 1_700_000_000_000
 QUIET_S = 30.0
 """How long after the last trouble everything may take to come to rest."""
 
-_READS = {"known", "expired", "depths", "dlq_page", "run_id"}
+CLOCK_ERROR_MS = {"slow_clock": -20_000, "fast_clock": 3_600_000}
+"""By how much the API's wall clock, which names the ids, may be off."""
+
+READS = {"known", "expired", "depths", "dlq_page", "run_id"}
 
 
 class World:
-    """What there is in one simulation, and what is remembered for the checks.
+    """What there is in one simulation, and what is remembered of it for the checks.
 
     Attributes:
         accepted: The orders that were accepted, by task id.
-        unclear: Ids of tasks that may or may not have been accepted.
-        answers: The ids that were answered for each idempotency key.
+        unclear: Ids of tasks of which the client knows not whether they were accepted.
+        answered: The task ids that were answered for each idempotency key.
         started: How often a handler was called, by task id and attempt.
         finished: The calls that came to their end.
-        steered: Tasks that somebody tried to cancel, to redrive or to purge.
+        cancelled: Tasks that somebody wanted to cancel.
         broken: What went wrong, in words.
-        log: Every step that the stores saw and every trouble; None if nobody wants to read it.
+        log: A line for each call and each event; None if nobody wants to read it.
     """
 
     def __init__(self, plan: Plan, *, verbose: bool = False) -> None:
         self.plan = plan
-        self.loop = SeededLoop(Random(f"order {plan.seed}"))
         self.rng = Random(f"world {plan.seed}")
-        self.redis_ahead_ms = 0
+        self.loop = SeededLoop(Random(f"order {plan.seed}"))
         self.store = ReferenceStore(self.now_ms)
-        self.index = ReferenceIndex(lambda: int(self.now_ms()) + self.redis_ahead_ms)
-        self.network = Network(
-            self.loop, Random(f"network {plan.seed}"), self.store, self.index, self.note, self.check
-        )
+        self.index = ReferenceIndex(lambda: round(self.now_ms()) + self._redis_ahead_ms)
+        self.network = Network(self.loop, Random(f"network {plan.seed}"), self.store, self.index, self.seen)
         self.accepted: dict[str, Order] = {}
         self.unclear: set[str] = set()
-        self.answers: dict[str, set[str]] = {}
+        self.answered: defaultdict[str, set[str]] = defaultdict(set)
         self.started: Counter[tuple[str, int]] = Counter()
         self.finished: set[tuple[str, int]] = set()
-        self.steered: set[str] = set()
+        self.cancelled: set[str] = set()
         self.broken: list[str] = []
         self.log: list[str] | None = [] if verbose else None
-        self.calm = False
-        self._old: dict[str, Contents] | None = None
-        self._damaged: dict[str, Contents] = {}
-        self._programs = 0
-        self._ids = 0
-        self._registries = (registry(self._work, "work", "sleeper"), registry(self._work, "work", "sleeper", "rare"))
-        self.api: Api
         self.workers: list[WorkerProgram] = []
-        self._metrics = {name: _total(getattr(METRICS, name)) for name in ("succeeded", "fenced", "enqueued")}
+        self.api: Api
+        self._desk = Program(self.loop, "desk", self.network)
+        self._registries = [
+            registry(self._work, "work", "sleeper"),
+            registry(self._work, "work", "sleeper", "rare"),
+        ]
+        self._context = copy_context()
+        self._redis_ahead_ms = 0
+        self._damaged: dict[str, Contents] = {}
+        self._ids = 0
+        self._clients: set[asyncio.Task[None]] = set()
+        self._coming = 0
+        self._closing = False
 
     def now_ms(self) -> float:
         """The clock of Postgres."""
         return START_MS + self.loop.time() * 1000
 
-    def counted(self, name: str) -> int:
-        """What the processes counted under a metric in this simulation."""
-        return round(_total(getattr(METRICS, name)) - self._metrics[name])
-
-    def note(self, who: Process | None, what: str, value: Any = "", fault: str | None = None) -> None:
-        """Write a line into the log."""
-        if self.log is not None:
-            shown = sorted(value) if isinstance(value, set) else value
-            self.log.append(f"{self.loop.time():9.6f} {who.name if who else 'world':12} {what} {shown!r} {fault or ''}")
+    def note(
+        self, what: str, value: Any = "", *, who: Process | None = None, fault: str | None = None
+    ) -> None:
+        """Write a line into the log; `who` did it, or the process of the current step."""
+        if self.log is None:
+            return
+        process = who or PROCESS.get()
+        shown = sorted(value) if isinstance(value, set) else value
+        line = f"{self.loop.time():9.6f} {process.name if process else 'world':10} {what} {shown!r}"
+        self.log.append(f"{line} ({fault})" if fault else line)
 
     def fail(self, why: str) -> None:
         """Remember that something went wrong."""
-        self.note(None, f"BROKEN: {why}")
-        if len(self.broken) < 20:
-            self.broken.append(f"at {self.loop.time():.6f} s: {why}")
-
-    def check(self, what: str) -> None:
-        """After each call to Redis: invariant I1, unless a key was lost and the census has not been there."""
-        if what in _READS:
-            return
-        for queue, shard in self.index.shards.items():
-            if self._damaged.get(queue) is not shard.held and (why := shard.held.broken()):
-                self.fail(f"after {what}, in {queue}: {'; '.join(why)}")
+        self.note(f"BROKEN: {why}")
+        self.broken.append(f"at {self.loop.time():.6f} s: {why}")
 
     # the course of events
 
     async def run(self) -> None:
-        """Everything from the first task to the rest after the last."""
+        """Everything, from the first task to the rest after the last."""
         self._start_api()
         for _ in range(self.plan.workers):
             self._start_worker()
         self.network.faults = [kind for kind in NETWORK if kind in self.plan.kinds]
         self.network.gap_s = 0.4 if self.plan.calm else 0.0
         for order in self.plan.orders:
-            self.loop.call_at(order.at_s, self._begin, self._submit(order))
+            self.loop.call_at(order.at_s, self._begin, self._submit, order)
         for at_s, kind in self.plan.events:
-            self.loop.call_at(at_s, getattr(self, f"_{kind}"))
+            self.loop.call_at(at_s, self._event, kind)
         await asyncio.sleep(ACTIVE_S)
-        self.note(None, "no further trouble")
+        self.note("no further trouble")
         self.network.faults = []
-        await self._rest()
-        await self._close()
-
-    async def _rest(self) -> None:
-        """Wait until nothing is left to do."""
         while not self._at_rest():
             if self.loop.time() > ACTIVE_S + QUIET_S:
-                self.fail(f"{QUIET_S} s after the last trouble there is still something to do")
-                return
+                self.fail("there is still something to do")
+                break
             await asyncio.sleep(0.1)
+        await self._close()
 
     def _at_rest(self) -> bool:
-        rows = self.store.held.tasks.values()
-        shards = self.index.shards.values()
+        rows, shards = self.store.held.tasks.values(), self.index.shards.values()
         shown = sum(len(ids) for shard in shards for ids in shard.held.dlq.values())
-        dead = sum(row.dead_at is not None for row in rows)
         return (
-            self._clients == 0
+            not self._clients
+            and not self._coming
+            and not self.network.late
             and all(row.finished_at is not None for row in rows)
             and not any(shard.held.live or any(shard.held.places()) for shard in shards)
-            and shown == dead
+            and shown == sum(row.dead_at is not None for row in rows)
         )
 
     async def _close(self) -> None:
         """Stop every process in good order."""
-        programs = [worker for worker in self.workers if not worker.dead]
-        for program in programs:
+        self._closing = True
+        alive = [program for program in self.workers if not program.dead]
+        for program in alive:
             if program.worker is not None:
                 program.worker.stop()
-        done, late = await asyncio.wait([program.running for program in programs], timeout=10)
-        for task in done:
-            if task.exception() is not None:
-                self.fail(f"a worker ended with {task.exception()!r}")
+        stopped, late = await asyncio.wait(
+            [*(program.running for program in alive), self.api.spawn(self.api.enqueuer.stop())], timeout=10
+        )
+        for task in stopped:
+            if task.exception():
+                self.fail(f"a process ended with {task.exception()!r}")
         if late:
-            self.fail(f"{len(late)} workers did not stop")
-        await asyncio.wait([self.api.spawn(self.api.enqueuer.stop())], timeout=1)
+            self.fail(f"{len(late)} processes did not stop")
+
+    # processes
+
+    def _later(self, low_s: float, high_s: float, what: Callable[..., Any], *args: Any) -> None:
+        """Call after a time that the seed decides; there is no rest before."""
+        self._coming += 1
+        seconds = self.rng.uniform(low_s, high_s)
+        self.loop.call_later(seconds, self._come, what, *args, context=self._context)
+
+    def _come(self, what: Callable[..., Any], *args: Any) -> None:
+        self._coming -= 1
+        what(*args)
+
+    def _start_api(self) -> None:
+        self.api = Api(self.loop, "api", self.network, self.plan.settings)
+        self.api.died = lambda: self._later(0.05, 0.4, self._start_api)
+
+    def _start_worker(self) -> None:
+        if self._closing:
+            return
+        number = len(self.workers)
+        program = WorkerProgram(
+            self.loop, f"w{number}", self.network, self.plan.settings, self._registries[number % 2]
+        )
+        self.workers.append(program)
+        program.died = lambda: self._later(0.05, 0.4, self._start_worker)
+        program.running.add_done_callback(
+            lambda _: self._later(0.05, 0.4, self._start_worker), context=self._context
+        )
+
+    def _a_worker(self) -> WorkerProgram | None:
+        alive = [w for w in self.workers if not w.dead and not w.running.done()]
+        return self.rng.choice(alive) if alive else None
+
+    async def _work(self, payload: dict[str, Any], ctx: Context) -> None:
+        """The handler of every type: does what the script says."""
+        self.started[ctx.id, ctx.attempt] += 1
+        process = PROCESS.get()
+        assert process is not None
+        if payload["how"] == "poison":
+            alone = process.name.endswith("solo")
+            (process if alone else process.root).kill()
+            await self.loop.create_future()
+        await asyncio.sleep(payload["ms"] / 1000)
+        if ctx.failures < payload["fails"]:
+            if payload["how"] == "reject":
+                raise Reject("as asked")
+            raise Retry("as asked", after_ms=30) if payload["how"] == "retry" else RuntimeError("as asked")
+        self.finished.add((ctx.id, ctx.attempt))
+
+    # clients
+
+    def _begin(self, what: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        client = self._desk.spawn(what(*args))
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
+
+    async def _submit(self, order: Order) -> None:
+        """Submit a task; with a key, until it is known what became of it."""
+        for _ in range(20):
+            task = self._new_task(order)
+            call = self.api.spawn(self.api.enqueuer.submit([task]))
+            done, _ = await asyncio.wait({call}, timeout=1)
+            if done and call.exception() is None:
+                (answer,) = call.result()
+                if answer.result != "conflict":
+                    self.accepted[answer.task.id] = order
+                    if order.key:
+                        self.answered[order.key].add(answer.task.id)
+                return
+            self.unclear.add(task.id)
+            if order.key is None:
+                return
+            await asyncio.sleep(0.2)
+
+    def _new_task(self, order: Order) -> NewTask:
+        self._ids += 1
+        error_ms = sum(ms for kind, ms in CLOCK_ERROR_MS.items() if kind in self.plan.kinds)
+        return NewTask(
+            f"{id_at(self.now_ms() + error_ms)[:-6]}{self._ids:06}",
+            order.type,
+            order.priority,
+            order.queue,
+            payload=order.payload,
+            max_retries=order.max_retries,
+            timeout_ms=order.timeout_ms,
+            delay_ms=order.delay_ms,
+            idempotency_key=order.key,
+            fingerprint=order.key and str(order),
+        )
+
+    async def _steer(self, call: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self.note("steered", await call)
+        except SchedulerError as error:
+            self.note(f"could not steer: {error}")
+
+    # trouble
+
+    def _event(self, kind: str) -> None:
+        self.note(kind.upper())
+        getattr(self, f"_{kind}")()
+
+    def _crash(self) -> None:
+        if worker := self._a_worker():
+            worker.kill()
+
+    def _stall(self) -> None:
+        if worker := self._a_worker():
+            self._stop_for(1.2, 2.5, worker)
+
+    def _block(self) -> None:
+        if worker := self._a_worker():
+            self._stop_for(0.2, 2.5, worker.main)
+
+    def _stop_for(self, low_s: float, high_s: float, process: Process) -> None:
+        process.stall()
+        self._later(low_s, high_s, process.resume)
+
+    def _stop(self) -> None:
+        worker = self._a_worker()
+        if worker and worker.worker:
+            worker.worker.stop()
+
+    def _api_crash(self) -> None:
+        self.api.kill()
+
+    def _flush(self) -> None:
+        self.index.flush()
+
+    def _old(self) -> None:
+        self._later(0.1, 1, self._restart, self.index.copy())
+
+    def _restart(self, contents: dict[str, Contents]) -> None:
+        self.index.restart(contents)
+        self._look_for_damage()
+
+    def _evict(self) -> None:
+        queue, key = self.rng.choice(self.plan.settings.worker_queues), self.rng.choice(KEYS)
+        self.note("lost", f"{queue} {key}")
+        self.index.evict(queue, key)
+        self._look_for_damage()
+
+    def _look_for_damage(self) -> None:
+        """Note which shards are damaged: they are, as long as they hold what they hold now."""
+        for queue, shard in self.index.shards.items():
+            if shard.held.broken():
+                self._damaged[queue] = shard.held
+
+    def _jump(self) -> None:
+        self._redis_ahead_ms += self.rng.choice([-2000, -500, 500, 2000])
+
+    def _no_redis(self) -> None:
+        self._away(self.network.redis)
+
+    def _no_postgres(self) -> None:
+        self._away(self.network.postgres)
+
+    def _away(self, server: Server) -> None:
+        server.down = True
+        self._later(0.1, 0.8, setattr, server, "down", False)
+
+    def _cancel(self) -> None:
+        if self.accepted:
+            id_ = self.rng.choice(sorted(self.accepted))
+            self.cancelled.add(id_)
+            self._begin(self._steer, cancel(self._desk.store, self._desk.index, id_))
+
+    def _redrive(self) -> None:
+        self._begin(self._steer, dlq.redrive(self._desk.store, self._desk.index, Filter(), lambda _: None))
+
+    def _purge(self) -> None:
+        self._begin(self._steer, dlq.purge(self._desk.store, self._desk.index, Filter(), lambda _: None))
+
+    # what is seen
+
+    def seen(self, call: Call, value: Any) -> None:
+        """A call was carried out, or refused on its way."""
+        self.note(call.name, value, who=call.sender, fault=call.fault)
+        if call.server is self.network.redis and call.name not in READS:
+            self._check_index(call.name)
+
+    def _check_index(self, what: str) -> None:
+        """Invariant I1, but between the loss of a key and the census that finds it."""
+        for queue, shard in self.index.shards.items():
+            if self._damaged.get(queue) is not shard.held and (why := shard.held.broken()):
+                self.fail(f"after {what}, in {queue}: {'; '.join(why)}")

@@ -1,0 +1,180 @@
+"""An arena: a system of its own that is to be harmed, with someone who starts again what dies.
+
+Two APIs and three workers, on an embedded Postgres and an embedded Redis. Between both stores and half of
+these processes there is a proxy; the other half has the stores to itself, so that a fault on the wire splits
+the system in two. Leases are short and loops are quick: what takes minutes in production takes seconds here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from bench import journal
+from bench.proxy import Proxy
+from bench.stand import Part, Stand
+from bench.system import settings_of
+from scheduler.embedded import Postgres, Redis
+from scheduler.errors import StartError
+
+LEASE_MS: Final = 2000
+STORE_TIMEOUT_MS: Final = 1000
+MAX_LOSSES: Final = 2
+PREFIX: Final = "chaos"
+
+SETTINGS: Final = {
+    "REDIS_PREFIX": PREFIX,
+    "VIS_TIMEOUT_MS": str(LEASE_MS),
+    "STORE_TIMEOUT_MS": str(STORE_TIMEOUT_MS),
+    "ENQUEUE_TIMEOUT_MS": "2000",
+    "MAX_LOSSES": str(MAX_LOSSES),
+    "WORKER_POOL": "4",
+    "LEASE_BATCH_SIZE": "20",
+    "PGPOOL_MAX_CONNS": "6",
+    "REDIS_MIN_IDLE": "1",
+    "REAPER_SCAN_INTERVAL_MS": "300",
+    "RECONCILE_INTERVAL_MS": "300",
+    "RETRY_SCAN_INTERVAL_MS": "300",
+    "RETRY_BASE_MS": "100",
+    "RETRY_MAX_MS": "1000",
+    "RETRY_JITTER_MS": "100",
+    "METRICS_SAMPLE_MS": "1000",
+}
+
+_KEEP_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A process that ended though nobody killed it."""
+
+    part: str
+    code: int | None
+    said: str
+
+
+class Arena:
+    """The system and its keeper; entering it starts both.
+
+    Args:
+        folder: Where the servers keep their data and the parts their logs.
+        build: Variables with which the parts run another build: see `builds.py`.
+
+    Attributes:
+        deaths: The processes that ended by themselves after they had been ready.
+    """
+
+    def __init__(self, folder: Path, build: Mapping[str, str]) -> None:
+        self._stack = ExitStack()
+        self._build = build
+        self._folder = folder
+        # Nobody cuts the power here; a process that dies loses nothing that it gave to the system.
+        self.postgres = Postgres(folder / "postgres", settings={"fsync": "off"})
+        self.redis = Redis(folder / "redis")
+        self.deaths: list[Death] = []
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.postgres)
+            stack.enter_context(self.redis)
+            self.postgres_wire = stack.enter_context(Proxy(self.postgres.url))
+            self.redis_wire = stack.enter_context(Proxy(self.redis.url))
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.heal()
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> None:
+        direct = {"POSTGRES_URL": self.postgres.url, "REDIS_ADDR": self.redis.url}
+        wired = {"POSTGRES_URL": self.postgres_wire.url, "REDIS_ADDR": self.redis_wire.url}
+        env = settings_of(os.environ, SETTINGS | direct) | dict(self._build)
+        stand = stack.enter_context(Stand(env, self._folder))
+        done = stand.command("migrate")
+        if done.returncode != 0:
+            raise StartError(f"the schema could not be made: {done.stderr.strip()}")
+        journal.install(self.postgres.url)
+        self.apis = [stand.api("api-1", **wired), stand.api("api-2")]
+        self.workers = [
+            stand.worker("worker-1", **wired),
+            stand.worker("worker-2", **wired),
+            stand.worker("worker-3"),
+        ]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Part.start, self.parts))
+        keeper = threading.Thread(target=self._keep, name="keeper")
+        keeper.start()
+        stack.callback(keeper.join)
+        stack.callback(self._over.set)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every process but the servers."""
+        return [*self.apis, *self.workers]
+
+    @property
+    def wires(self) -> list[Proxy]:
+        """Both proxies."""
+        return [self.postgres_wire, self.redis_wire]
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Nobody else harms or mends `what`, a server, a wire or a part, at the same time."""
+        with self._locks[what]:
+            yield
+
+    def heal(self) -> None:
+        """Let all wires through."""
+        for wire in self.wires:
+            wire.heal()
+
+    def _keep(self) -> None:
+        """Start again whatever has ended, as a supervisor would, until it starts."""
+        while not self._over.wait(_KEEP_S):
+            for part in self.parts:
+                lock = self._locks[part.name]
+                if not part.alive and lock.acquire(blocking=False):
+                    try:
+                        self._revive(part)
+                    finally:
+                        lock.release()
+
+    def _revive(self, part: Part) -> None:
+        if part.ready:
+            self.deaths.append(Death(part.name, part.returncode, part.said()[-500:]))
+        try:
+            part.start()
+        except StartError:
+            return  # a store is away, and the process has said so; the next look tries again
+
+    def healthy(self, within_s: float) -> None:
+        """Wait until every part is alive.
+
+        Raises:
+            StartError: one could not be started in time.
+        """
+        until = time.monotonic() + within_s
+        while not all(part.alive and part.ready for part in self.parts):
+            if time.monotonic() > until:
+                down = [part.name for part in self.parts if not part.alive]
+                raise StartError(f"{', '.join(down)} could not be started within {within_s:.0f} s")
+            time.sleep(_KEEP_S)
+
+    def connect(self) -> psycopg.Connection[TupleRow]:
+        """The observer's own connection to Postgres, past the proxy."""
+        return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=2)

@@ -1,0 +1,207 @@
+"""Enqueue: requests share commits, one bad one does not spoil the others, and a push may fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import pytest
+from fix_flow import Flow, MakeFlow
+from fix_proxy import Proxy
+from fix_store import Database, new_task
+from waiting import eventually
+
+from scheduler.enqueue import Enqueuer
+from scheduler.errors import InputRefused, Overloaded, StoreUnavailable
+from scheduler.supervisor import free_port
+
+
+@asynccontextmanager
+async def enqueuing(flow: Flow) -> AsyncIterator[Enqueuer]:
+    enqueuer = Enqueuer(flow.store, flow.index, flow.settings, flow.metrics)
+    enqueuer.start()
+    try:
+        yield enqueuer
+    finally:
+        async with asyncio.timeout(10):
+            await enqueuer.stop()
+
+
+async def test_a_task_is_committed_pushed_and_answered(flow: Flow):
+    async with enqueuing(flow) as enqueuer:
+        sent = new_task(priority="low")
+        (accepted,) = await enqueuer.submit([sent])
+    assert (accepted.result, accepted.task.id) == ("created", sent.id)
+    assert await flow.place(sent.id) == "q:low"
+    assert flow.counted("tasks_enqueued_total") == 1
+    await flow.agree()
+
+
+async def test_a_delayed_task_waits(flow: Flow):
+    async with enqueuing(flow) as enqueuer:
+        (accepted,) = await enqueuer.submit([new_task(delay_ms=60_000)])
+    assert await flow.place(accepted.task.id) == "retry:default"
+    await flow.agree()
+
+
+async def test_requests_at_once_share_a_few_commits(flow: Flow):
+    async with enqueuing(flow) as enqueuer:
+        answers = await asyncio.gather(*(enqueuer.submit([new_task()]) for _ in range(100)))
+    assert len({a.task.id for (a,) in answers}) == 100
+    assert flow.db.value("SELECT count(DISTINCT xmin::text) FROM tasks") <= 4
+    await flow.agree()
+
+
+async def test_a_request_of_many_tasks_is_one_commit_and_answered_in_its_order(make_flow: MakeFlow):
+    flow = await make_flow(ENQUEUE_BATCH_SIZE=3)
+    async with enqueuing(flow) as enqueuer:
+        sent = [new_task(queue=queue) for queue in ("default", "mail") * 4]
+        answers, _ = await asyncio.gather(enqueuer.submit(sent), enqueuer.submit([new_task()]))
+    assert [a.task.id for a in answers] == [t.id for t in sent]
+    ids = [t.id for t in sent]
+    assert flow.db.value("SELECT count(DISTINCT xmin::text) FROM tasks WHERE id = ANY(%s::uuid[])", ids) == 1
+    await flow.agree()
+
+
+async def test_a_replay_is_answered_and_neither_counted_nor_pushed(flow: Flow):
+    async with enqueuing(flow) as enqueuer:
+        first, again, other = (
+            new_task(idempotency_key="a", fingerprint=fingerprint) for fingerprint in ("f", "f", "g")
+        )
+        answers = [(await enqueuer.submit([t]))[0] for t in (first, again, other)]
+    assert [a.result for a in answers] == ["created", "existing", "conflict"]
+    assert {a.task.id for a in answers} == {first.id}
+    assert flow.counted("tasks_enqueued_total") == 1
+    assert list((await flow.contents()).live) == [first.id]
+
+
+async def test_one_key_in_many_requests_at_once_makes_one_task(flow: Flow):
+    """The test that tells a constraint from a look before the insert."""
+    async with enqueuing(flow) as enqueuer:
+        tasks = [new_task(idempotency_key="a", fingerprint="f") for _ in range(50)]
+        answers = await asyncio.gather(*(enqueuer.submit([t]) for t in tasks))
+    assert len({a.task.id for (a,) in answers}) == 1
+    assert sorted(a.result for (a,) in answers) == ["created"] + ["existing"] * 49
+    assert flow.db.count("tasks") == 1
+    await flow.agree()
+
+
+@pytest.mark.parametrize("bad", [0, 4, 8])
+async def test_a_request_that_is_refused_does_not_spoil_its_neighbours(flow: Flow, bad: int):
+    async with enqueuing(flow) as enqueuer:
+        payloads = [r'{"a": "\u0000"}' if n == bad else "{}" for n in range(9)]
+        submits = [enqueuer.submit([new_task(), new_task(payload=p)]) for p in payloads]
+        answers = await asyncio.gather(*submits, return_exceptions=True)
+    assert [isinstance(a, InputRefused) for a in answers] == [n == bad for n in range(9)]
+    assert flow.db.count("tasks") == 16, "of the bad request nothing is written"
+    assert flow.counted("tasks_enqueued_total") == 16
+    await flow.agree()
+
+
+async def test_tasks_are_accepted_while_redis_is_away_and_pushed_by_reconcile(make_flow: MakeFlow):
+    flow = await make_flow()
+    await flow.enqueue()
+    await flow.reconciler().reconcile()
+    away = await make_flow(REDIS_ADDR=f"127.0.0.1:{free_port()}")
+    async with enqueuing(away) as enqueuer:
+        ids = [(await enqueuer.submit([new_task()]))[0].task.id for _ in range(5)]
+    assert [await flow.place(id_) for id_ in ids] == [None] * 5
+    for id_ in ids:
+        flow.db.age(id_, 2000)
+    assert await flow.reconciler().reconcile() == {"pushed": 5}
+    await flow.agree()
+
+
+async def test_no_request_waits_for_a_silent_redis_more_than_once_in_a_while(
+    make_flow: MakeFlow, redis_url: str, proxy: Callable[[str], Proxy]
+):
+    """While it is away it is tried at growing intervals, not by every request."""
+    link = proxy(redis_url)
+    flow = await make_flow(REDIS_ADDR=link.url, STORE_TIMEOUT_MS=300)
+    async with enqueuing(flow) as enqueuer:
+        await enqueuer.submit([new_task()])
+        link.swallow("down")
+        waits = []
+        for _ in range(40):
+            before = monotonic()
+            await enqueuer.submit([new_task()])
+            waits.append(monotonic() - before)
+        assert sum(wait > 0.25 for wait in waits) < 10, waits
+        link.heal()
+        last = await eventually(lambda: pushed(flow, enqueuer))
+    assert await flow.place(last) == "q:default"
+
+
+async def pushed(flow: Flow, enqueuer: Enqueuer) -> str | None:
+    """Submit a task; its id if it was pushed at once."""
+    (accepted,) = await enqueuer.submit([new_task()])
+    return accepted.task.id if await flow.place(accepted.task.id) else None
+
+
+async def test_a_commit_whose_answer_is_lost_is_asked_again_and_made_once(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=300)
+    async with enqueuing(flow) as enqueuer:
+        await enqueuer.submit([new_task()])
+        link.swallow("down")
+        waiting = asyncio.create_task(enqueuer.submit([new_task(delay_ms=60_000), new_task()]))
+        await eventually(lambda: flow.db.count("tasks") == 3)
+        link.heal()
+        answers = await waiting
+    assert [a.result for a in answers] == ["created", "created"]
+    assert [await flow.place(a.task.id) for a in answers] == ["retry:default", "q:default"]
+    assert (flow.db.count("tasks"), flow.counted("tasks_enqueued_total")) == (3, 3)
+
+
+async def test_without_postgres_a_request_is_told_in_time(make_flow: MakeFlow):
+    flow = await make_flow(
+        POSTGRES_URL=f"postgres://a:b@127.0.0.1:{free_port()}/x", ENQUEUE_TIMEOUT_MS=300, STORE_TIMEOUT_MS=200
+    )
+    async with enqueuing(flow) as enqueuer:
+        before = monotonic()
+        answers = await asyncio.gather(
+            *(enqueuer.submit([new_task()]) for _ in range(5)), return_exceptions=True
+        )
+        assert {type(a) for a in answers} == {StoreUnavailable}
+        assert monotonic() - before < 3
+
+
+async def test_more_than_may_wait_is_refused_at_once_and_nothing_of_it_written(make_flow: MakeFlow):
+    flow = await make_flow(ENQUEUE_MAX_WAITING=3)
+    enqueuer = Enqueuer(flow.store, flow.index, flow.settings, flow.metrics)
+    waiting = asyncio.create_task(enqueuer.submit([new_task(), new_task()]))
+    await asyncio.sleep(0)  # let it take its place in the line
+    with pytest.raises(Overloaded):
+        await enqueuer.submit([new_task(), new_task()])
+    enqueuer.start()
+    assert len(await waiting) == 2
+    assert len(await enqueuer.submit([new_task() for _ in range(5)])) == 5, "alone, even more may come"
+    await enqueuer.stop()
+    assert flow.db.count("tasks") == 7
+
+
+async def test_whoever_gave_up_before_the_commit_gets_no_task(flow: Flow):
+    enqueuer = Enqueuer(flow.store, flow.index, flow.settings, flow.metrics)
+    gone, stays = (asyncio.create_task(enqueuer.submit([new_task()])) for _ in range(2))
+    await asyncio.sleep(0)  # let them take their places in the line
+    gone.cancel()
+    enqueuer.start()
+    (accepted,) = await stays
+    await enqueuer.stop()
+    assert [row["id"] for row in flow.db.rows("SELECT id::text FROM tasks")] == [accepted.task.id]
+
+
+async def test_stopping_commits_what_waits_and_takes_no_more(flow: Flow):
+    enqueuer = Enqueuer(flow.store, flow.index, flow.settings, flow.metrics)
+    waiting = [asyncio.create_task(enqueuer.submit([new_task()])) for _ in range(5)]
+    await asyncio.sleep(0)  # let them take their places in the line
+    enqueuer.start()
+    await enqueuer.stop()
+    assert [len(await w) for w in waiting] == [1] * 5
+    with pytest.raises(Overloaded):
+        async with asyncio.timeout(1):
+            await enqueuer.submit([new_task()])

@@ -1,0 +1,219 @@
+"""The heartbeat: leases live as long as their runs, whatever the loop does, and a lost one is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+
+from fix_flow import Flow, MakeFlow
+from fix_proxy import Proxy
+from fix_store import Database
+from waiting import eventually
+
+from scheduler import clock
+from scheduler.heartbeat import Heartbeat, Pulse
+from scheduler.model import Lease
+from scheduler.store import Store, WorkerIdentity
+
+VIS_MS = 400
+LONG_S = 3 * VIS_MS / 1000
+"""Longer than a lease lives by itself."""
+
+
+async def test_an_async_handler_keeps_its_lease(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+
+    @flow.handler("long")
+    async def long():
+        await asyncio.sleep(LONG_S)
+
+    id_ = await flow.enqueue("long")
+    with flow.rival():
+        async with flow.worker():
+            await flow.ended(id_)
+    assert flow.db.outcomes(id_) == ["succeeded"]
+    await flow.agree()
+
+
+async def test_a_handler_that_blocks_the_loop_keeps_its_lease(make_flow: MakeFlow):
+    """With a heartbeat on the same loop it would be reaped, and run again, again and again."""
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    calls = 0
+
+    @flow.handler("blocks")
+    async def blocks():
+        nonlocal calls
+        calls += 1
+        time.sleep(LONG_S)
+
+    id_ = await flow.enqueue("blocks")
+    with flow.rival():
+        async with flow.worker():
+            await flow.ended(id_)
+    assert (calls, flow.db.outcomes(id_)) == (1, ["succeeded"])
+    await flow.agree()
+
+
+async def test_a_handler_in_a_thread_keeps_its_lease(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+
+    @flow.handler("long")
+    def long():
+        time.sleep(LONG_S)
+
+    id_ = await flow.enqueue("long")
+    with flow.rival():
+        async with flow.worker():
+            await flow.ended(id_)
+    assert flow.db.outcomes(id_) == ["succeeded"]
+
+
+async def test_a_task_that_waits_in_the_buffer_keeps_its_lease(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS, WORKER_POOL=1, LEASE_AHEAD_MS=2000)
+
+    @flow.handler("shortish")
+    async def shortish():
+        await asyncio.sleep(VIS_MS / 1000 * 0.4)
+
+    ids = [await flow.enqueue("shortish") for _ in range(6)]
+    with flow.rival():
+        async with flow.worker():
+            await flow.ended(*ids)
+    assert [flow.db.outcomes(id_) for id_ in ids] == [["succeeded"]] * 6
+    await flow.agree()
+
+
+async def test_leases_are_renewed_while_a_worker_drains(make_flow: MakeFlow):
+    """Else each deployment would run its longest tasks twice."""
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS, SHUTDOWN_GRACE_MS=10_000)
+    began = asyncio.Event()
+
+    @flow.handler("long")
+    async def long():
+        began.set()
+        await asyncio.sleep(LONG_S)
+
+    id_ = await flow.enqueue("long")
+    with flow.rival():
+        async with flow.worker() as worker:
+            await began.wait()
+            worker.stop()
+    assert flow.db.outcomes(id_) == ["succeeded"]
+    await flow.agree()
+
+
+async def test_a_handler_whose_task_another_worker_has_is_cancelled(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    @flow.handler("long")
+    async def long():
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    id_ = await flow.enqueue("long", max_retries=9)
+    async with flow.worker():
+        await began.wait()
+        flow.db.change(id_, attempts=7, worker="other", lease_token="other")
+        flow.db.rows("UPDATE tasks SET lease_expires_at = now() + interval '60 s'")
+        async with asyncio.timeout(2 * VIS_MS / 1000):
+            await cancelled.wait()
+    assert (flow.status(id_), flow.db.task(id_)["attempts"], flow.db.runs(id_)) == ("running", 7, [])
+
+
+@asynccontextmanager
+async def beating(flow: Flow):
+    """A heartbeat by itself, and what it says is lost."""
+    identity = WorkerIdentity("host:1:w1", "host", 1, ("default",), ("noop",), 4)
+    lost: list[Lease] = []
+    watched: list[Store] = []
+    polled = clock.monotonic() - 5
+
+    async def watch(store: Store) -> None:
+        watched.append(store)
+
+    heart = Heartbeat(
+        flow.settings,
+        flow.metrics,
+        identity,
+        flow.held,
+        pulse=lambda: Pulse(3, polled),
+        lost=lost.append,
+        watch=watch,
+    )
+    heart.start()
+    try:
+        yield lost, watched
+    finally:
+        await heart.stop()
+
+
+async def test_a_beat_signs_the_registry_and_the_end_signs_off(flow: Flow):
+    async with beating(flow) as (_, watched):
+        (row,) = await eventually(lambda: flow.db.rows("SELECT *, alive_until - now() AS left FROM workers"))
+        assert (row["id"], row["running"]) == ("host:1:w1", 3)
+        assert 4 < (row["seen_at"] - row["polled_at"]).total_seconds() < 9
+        # A worker that dies now is known to be dead before the youngest of its leases has run out.
+        assert row["left"].total_seconds() < flow.settings.vis_timeout_ms / 1000
+        await eventually(lambda: watched)
+    assert flow.db.count("workers") == 0
+
+
+async def test_only_leases_that_are_half_over_are_renewed(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=2000)
+    for _ in range(2):
+        await flow.enqueue()
+    old, young = await flow.lease()
+    old.renewed -= 1.5
+    before = flow.db.task(young.id)["lease_expires_at"]
+    async with beating(flow):
+        await eventually(lambda: flow.db.task(old.id)["lease_expires_at"] > before)
+    assert flow.db.task(young.id)["lease_expires_at"] == before
+    assert old.expires > young.expires
+
+
+async def test_a_lease_that_may_not_be_renewed_is_not(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    for _ in range(2):
+        await flow.enqueue()
+    without, with_ = await flow.lease()
+    without.renews = False
+    async with beating(flow):
+        await eventually(lambda: with_.renewed > with_.claimed)
+        await eventually(lambda: flow.db.task(without.id)["lease_ms"] < 0)
+    assert flow.db.task(with_.id)["lease_ms"] > 0
+
+
+async def test_a_lease_that_is_lost_is_told_and_one_that_was_just_settled_is_not(make_flow: MakeFlow):
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    for _ in range(3):
+        await flow.enqueue()
+    lost, settled, kept = await flow.lease()
+    settled.ended = True
+    flow.db.rows("UPDATE tasks SET attempts = attempts + 1 WHERE id = ANY(%s::uuid[])", [lost.id, settled.id])
+    async with beating(flow) as (told, _):
+        await eventually(lambda: kept.renewed > kept.claimed)
+        await eventually(lambda: lost in told)
+        assert settled not in told
+
+
+async def test_a_beat_that_fails_is_made_up_for(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=200, VIS_TIMEOUT_MS=2000)
+    await flow.enqueue()
+    (lease,) = await flow.lease()
+    lease.renewed -= 1.5
+    link.stop()
+    async with beating(flow) as (told, _):
+        await eventually(lambda: flow.counted("loop_errors_total", loop="heartbeat") >= 1)
+        assert told == [], "unknown is not lost"
+        link.start()
+        await eventually(lambda: lease.renewed > lease.claimed)

@@ -1,0 +1,79 @@
+"""Housekeeping and the gauges: one pass does all that is due, in pages, in one process at a time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from fix_flow import Flow
+
+from scheduler.housekeeping import Housekeeper
+from scheduler.model import PRIORITIES, new_id
+from scheduler.sampler import Sampler
+
+DAY_MS = 86_400_000
+
+
+def old(flow: Flow, status: str, days: int = 30, **columns: object) -> str:
+    """A task that was made, and if it has ended ended, so many days ago."""
+    id_ = flow.db.value("SELECT uuid_at(now() - %s * interval '1 day')::text", days)[:-12] + new_id()[-12:]
+    flow.db.put(status, id=id_, **columns)
+    flow.db.age(id_, days * DAY_MS)
+    return id_
+
+
+def partitions(flow: Flow) -> set[str]:
+    rows = flow.db.rows("SELECT relname FROM pg_class WHERE relname ~ '^task_runs_[0-9]{8}$'")
+    return {row["relname"] for row in rows}
+
+
+async def test_a_pass_does_all_that_is_due(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scheduler.housekeeping._PAGE", 2)
+    gone = [old(flow, "succeeded") for _ in range(5)]
+    kept = [old(flow, "queued"), old(flow, "dead"), flow.db.put("succeeded")]
+    for n, id_ in enumerate(gone[:3]):
+        flow.db.rows(
+            "INSERT INTO idempotency_keys VALUES ('default', %s, 'f', %s, now() - interval '1 s')",
+            str(n),
+            id_,
+        )
+    flow.db.worker("silent", alive_ms=-2 * 3_600_000)
+    today = flow.db.value("SELECT (now() AT TIME ZONE 'UTC')::date")
+    ahead, past = (f"task_runs_{today + timedelta(days=days):%Y%m%d}" for days in (7, -60))
+    flow.db.rows(f"DROP TABLE {ahead}")
+    flow.db.rows(
+        f"CREATE TABLE {past} PARTITION OF task_runs FOR VALUES FROM (uuid_at(now() - interval '61 days'))"
+        " TO (uuid_at(now() - interval '60 days'))"
+    )
+    await Housekeeper(flow.store, flow.settings, holder="a").step()
+    assert sorted(row["id"] for row in flow.db.rows("SELECT id::text FROM tasks")) == sorted(kept)
+    assert flow.db.count("idempotency_keys") == flow.db.count("workers") == 0
+    assert ahead in partitions(flow)
+    assert past not in partitions(flow)
+
+
+async def test_one_of_many_keeps_house(flow: Flow):
+    first, second = (Housekeeper(flow.store, flow.settings, holder=holder) for holder in "ab")
+    await first.step()
+    gone = old(flow, "succeeded")
+    await second.step()
+    assert await flow.store.task(gone) is not None
+    flow.db.rows("UPDATE leaders SET expires_at = now()")
+    await second.step()
+    assert await flow.store.task(gone) is None
+
+
+async def test_the_gauges_show_all_queues_together(flow: Flow):
+    for priority in PRIORITIES:
+        await flow.enqueue(priority=priority)
+        await flow.enqueue(priority=priority, delay_ms=60_000, queue="mail")
+    await flow.enqueue(priority="low", queue="mail")
+    await flow.lease(1)
+    await flow.shard.dlq_add([(new_id(), "low", 0)])
+    await Sampler(flow.store, flow.index, flow.metrics).step()
+    depths = {
+        name: [flow.counted(name, priority=p) for p in PRIORITIES]
+        for name in ("queue_depth", "retry_set_depth", "dlq_depth")
+    }
+    assert depths == {"queue_depth": [0, 1, 1, 2], "retry_set_depth": [1] * 4, "dlq_depth": [0, 0, 0, 1]}
+    assert flow.counted("processing_inflight") == 1

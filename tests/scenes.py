@@ -1,0 +1,220 @@
+"""Scenes that lead a process to a failpoint, one for each group of arrows of the lifecycle.
+
+A scene brings a process to one failpoint, sees in its log that it was hit, starts again what died, and waits
+until all is quiet. The audit then starts from the client's own list. Beyond that, a run may only be lost
+where a process died or a handler slept past its lease: an error on the way costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from fix_stage import IDLE, LEASE_MS, MAX_LOSSES, Red, Stage, body
+
+Scene = Callable[[Stage, str], None]
+
+
+def mixed(crash: str) -> list[dict]:
+    """Some of everything; where the failpoint strikes late, there must still be something left to strike."""
+    n = 60 if crash.endswith(":late") else 10
+    flaky = [body("flaky", fail_times=1)] * 6
+    return [*[body("work", ms=80)] * n, *flaky, *[body("always_fail", retries=1)] * 2, *[body("noop")] * 6]
+
+
+def no_loss(crash: str) -> int | None:
+    """How many runs may be lost: none, unless a worker was killed."""
+    return None if ":kill" in crash else 0
+
+
+def enqueue(stage: Stage, crash: str) -> None:
+    """An API fails at an arrow of its own while clients wait for their answers."""
+    stage.worker()
+    api = stage.part("api", crash)
+    with ThreadPoolExecutor(1) as beside:
+        sending = beside.submit(stage.send, mixed(crash), api)
+        stage.recover(api, crash)
+        sending.result()
+    if not crash.endswith(":kill") and stage.statuses != {201}:
+        raise Red(f"a client saw the error: {stage.statuses}")
+    stage.judge(lost=0)
+
+
+def work(stage: Stage, crash: str) -> None:
+    """A worker fails while it works off a queue."""
+    stage.send(mixed(crash))
+    stage.recover(stage.worker(crash), crash)
+    stage.judge(lost=no_loss(crash))
+
+
+def refuse(stage: Stage, crash: str) -> None:
+    """A worker fails while it puts away ids whose tasks were cancelled."""
+    ids = stage.send([body("work", ms=80)] * 8)
+    for id_ in ids[:4]:
+        stage.cancel(id_)
+    stage.recover(stage.worker(crash), crash)
+    stage.judge(lost=no_loss(crash))
+
+
+def beat(stage: Stage, crash: str) -> None:
+    """A worker fails while it renews the leases of tasks that take longer than one."""
+    stage.send([body("work", ms=1.4 * LEASE_MS)] * 3)
+    stage.recover(stage.worker(crash), crash)
+    stage.judge(lost=no_loss(crash))
+
+
+def release(stage: Stage, crash: str) -> None:
+    """A worker fails while it gives back what it had no time to finish."""
+    stage.send([body("work", ms=600)] * 5)
+    worker = stage.worker(crash, SHUTDOWN_GRACE_MS="0", WORKER_POOL="2")
+    stage.until(lambda: stage.count("tasks WHERE status = 'running'"), 10, "nothing runs")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == (-9 if crash.endswith(":kill") else 0)
+    point, mode = crash.split(":")
+    assert f"failpoint {point}:{mode} was hit" in worker.said()
+    stage.worker()
+    stage.judge(lost=no_loss(crash))
+
+
+def pump(stage: Stage, crash: str) -> None:
+    """A worker fails while it makes ready what has come due."""
+    stage.send([body("work", delay_ms=200, ms=50)] * 12)
+    stage.until(lambda: not stage.count("tasks WHERE due_at > now()"), 5, "they are not due")
+    stage.recover(stage.worker(crash), crash)
+    stage.judge(lost=no_loss(crash))
+
+
+def reap(stage: Stage, crash: str) -> None:
+    """A worker fails while it reaps leases that ran out."""
+    stage.send([body("sleeper", sleep_ms=2.5 * LEASE_MS)] * 3)
+    by_then_some_have_run_out = ":6" if crash.startswith("reap.expired") else ""
+    stage.recover(stage.worker(crash + by_then_some_have_run_out), crash)
+    stage.judge(lost=None if crash.endswith(":kill") else 3 * (MAX_LOSSES + 1))
+
+
+def reconcile(stage: Stage, crash: str) -> None:
+    """Reconcile fails while it pushes what Redis has lost: as a command, or in a worker, to be late."""
+    stage.send([body("work", ms=100)] * 40)
+    stage.forget()
+    if crash.endswith(":late"):
+        stage.recover(stage.worker(crash), crash)
+    else:
+        stage.command(crash, "reconcile")
+        stage.worker(**IDLE)
+    stage.judge(lost=0)
+
+
+def adopt(stage: Stage, crash: str) -> None:
+    """Reconcile fails while it makes Redis know the leases that it has lost."""
+    opened = stage.stand.folder / f"{crash} is over"
+    stage.send([body("gate", path=str(opened))] * 4)
+    stage.worker(**IDLE)
+    stage.until(lambda: stage.count("tasks WHERE status = 'running'") == 4, 10, "they do not run")
+    stage.query("DELETE FROM leaders")
+    stage.forget()
+    if crash.endswith(":late"):
+        stage.recover(stage.worker(crash), crash)
+    else:
+        stage.command(crash, "reconcile")
+    opened.touch()
+    stage.judge(lost=0)
+
+
+def cancel(stage: Stage, crash: str) -> None:
+    """The command fails while it cancels a task that waits."""
+    ids = stage.send([body("work", delay_ms=1000, ms=50)] * 4)
+    stage.command(crash, "task", "cancel", ids[0])
+    stage.worker()
+    stage.judge(lost=0)
+    if stage.count("tasks WHERE status = 'cancelled'") != 1:
+        raise Red("the task is not cancelled")
+
+
+def letters(stage: Stage, n: int = 6) -> None:
+    """Make dead letters."""
+    stage.send([body("always_fail", retries=0)] * n)
+    stage.worker()
+    stage.until(lambda: stage.count("tasks WHERE dead_at IS NOT NULL") == n, 10, "they do not die")
+
+
+def redrive(stage: Stage, crash: str) -> None:
+    """The command fails while it gives dead letters a new life."""
+    letters(stage)
+    stage.command(crash, "dlq", "redrive", "--all")
+    stage.judge(lost=0)
+    if stage.count("tasks WHERE redrives = 0"):
+        raise Red("some were not redriven")
+
+
+def purge(stage: Stage, crash: str) -> None:
+    """The command fails while it takes dead letters off the queue."""
+    letters(stage)
+    stage.command(crash, "dlq", "purge", "--all")
+    stage.judge(lost=0)
+    if stage.count("tasks WHERE dead_at IS NOT NULL"):
+        raise Red("some were not purged")
+
+
+SCENES: dict[str, Scene] = {
+    "enqueue": enqueue,
+    "lease": work,
+    "lease.place": refuse,
+    "heartbeat": beat,
+    "settle": work,
+    "release": release,
+    "pump": pump,
+    "reap": reap,
+    "reconcile": reconcile,
+    "reconcile.adopt": adopt,
+    "cancel": cancel,
+    "redrive": redrive,
+    "purge": purge,
+}
+"""By failpoint, or by the first word of it."""
+
+
+def play(stage: Stage, crash: str) -> None:
+    """Play the scene that leads to this failpoint."""
+    point = crash.partition(":")[0]
+    (SCENES.get(point) or SCENES[point.split(".")[0]])(stage, crash)
+
+
+# A batch that Postgres refuses for one value in it.
+
+_REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'this value is refused' USING ERRCODE = '22023';
+END
+$$;
+CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse();
+"""
+
+
+@contextmanager
+def refusing(stage: Stage, table: str, when: str) -> Iterator[None]:
+    """Let Postgres refuse rows as it refuses a value that no column can hold."""
+    stage.query(_REFUSE.format(table=table, when=when))
+    try:
+        yield
+    finally:
+        stage.query(f"DROP TRIGGER refuse ON {table}; DROP FUNCTION refuse()")
+
+
+def refused_tasks(stage: Stage) -> None:
+    """Some tasks of a group commit are refused, and their neighbours are not."""
+    bodies = [body("noop", poison=n % 4 == 0) for n in range(80)]
+    with refusing(stage, "tasks", "(NEW.payload ->> 'poison')::boolean"):
+        stage.send(bodies, senders=16, refused=20)
+    stage.worker()
+    stage.judge(lost=0)
+
+
+def refused_outcomes(stage: Stage) -> None:
+    """The error texts of some outcomes are refused: these are settled without, and their neighbours whole."""
+    stage.send([*[body("always_fail", retries=0)] * 6, *[body("noop")] * 30])
+    with refusing(stage, "task_runs", "NEW.error LIKE '%always_fail%'"):
+        stage.worker()
+        stage.judge(lost=0)
