@@ -1,13 +1,14 @@
 """An arena: a system of its own that is to be harmed, with someone who starts again what dies.
 
-Two APIs and three workers, on an embedded Postgres and an embedded Redis. Between both stores and half of
-these processes there is a proxy; the other half has the stores to itself, so that a fault on the wire splits
-the system in two. Leases are short and loops are quick: what takes minutes in production takes seconds here.
+Two APIs and three workers, on an embedded Postgres and an embedded Redis. One API and one worker reach both
+stores through proxies, the others directly, so that a fault on the wire splits the system. Leases are short
+and loops are quick: what takes minutes in production takes seconds here.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -39,7 +40,7 @@ SETTINGS: Final = {
     "STORE_TIMEOUT_MS": str(STORE_TIMEOUT_MS),
     "ENQUEUE_TIMEOUT_MS": "2000",
     "MAX_LOSSES": str(MAX_LOSSES),
-    "WORKER_POOL": "4",
+    "WORKER_POOL": "3",
     "LEASE_BATCH_SIZE": "20",
     "PGPOOL_MAX_CONNS": "6",
     "REDIS_MIN_IDLE": "1",
@@ -112,7 +113,7 @@ class Arena:
         self.apis = [stand.api("api-1", **wired), stand.api("api-2")]
         self.workers = [
             stand.worker("worker-1", **wired),
-            stand.worker("worker-2", **wired),
+            stand.worker("worker-2"),
             stand.worker("worker-3"),
         ]
         with ThreadPoolExecutor() as pool:
@@ -138,6 +139,25 @@ class Arena:
         with self._locks[what]:
             yield
 
+    def mend(self, within_s: float) -> None:
+        """Undo all harm: wires let through, nobody is frozen, whoever is down is started again.
+
+        Raises:
+            StartError: a part could not be started in time.
+        """
+        self.heal()
+        for server in (self.postgres, self.redis):
+            if server.alive():
+                os.kill(server.pid, signal.SIGCONT)
+            server.start()
+        for part in self.parts:
+            part.signal(signal.SIGCONT)
+        until = time.monotonic() + within_s
+        while down := [part.name for part in self.parts if not (part.alive and part.ready)]:
+            if time.monotonic() > until:
+                raise StartError(f"{', '.join(down)} could not be started within {within_s:.0f} s")
+            time.sleep(_KEEP_S)
+
     def heal(self) -> None:
         """Let all wires through."""
         for wire in self.wires:
@@ -161,19 +181,6 @@ class Arena:
             part.start()
         except StartError:
             return  # a store is away, and the process has said so; the next look tries again
-
-    def healthy(self, within_s: float) -> None:
-        """Wait until every part is alive.
-
-        Raises:
-            StartError: one could not be started in time.
-        """
-        until = time.monotonic() + within_s
-        while not all(part.alive and part.ready for part in self.parts):
-            if time.monotonic() > until:
-                down = [part.name for part in self.parts if not part.alive]
-                raise StartError(f"{', '.join(down)} could not be started within {within_s:.0f} s")
-            time.sleep(_KEEP_S)
 
     def connect(self) -> psycopg.Connection[TupleRow]:
         """The observer's own connection to Postgres, past the proxy."""

@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
     "load": ("bench.load_cli", "send a mix of tasks to a running API"),
     "audit": ("bench.audit_cli", "judge the tasks of a ledger: are they all where they must be?"),
+    "chaos": ("bench.chaos", "harm a working system in every way that a seed draws, and audit it"),
     "ratios": (
         "bench.ratios",
         "the batch path against batches of one, pgbench and single requests, in one run",

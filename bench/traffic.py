@@ -16,20 +16,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, Self, TextIO
 
 from bench.delivery import TASKS
 from bench.http import Connection, NoAnswer, Origin, Response
 from bench.workload import PRIORITIES, Body
 
-_CLIENTS: Final = 8
+_CLIENTS: Final = 16
 _KEYED: Final = 0.6
 _AT_ONCE: Final = 0.05
 _REPLAYED: Final = 0.1
 _CANCELLED: Final = 0.04
 _DELAYED: Final = 0.1
 _PATIENCE_S: Final = 20.0
-_ANSWER_S: Final = 4.0
+_ANSWER_S: Final = 3.0
 _PAUSE_S: Final = 0.1
 
 _ACCEPTED: Final = frozenset({200, 201})
@@ -41,7 +41,7 @@ Answer = Response | NoAnswer
 def draw(rng: random.Random, lease_ms: int) -> Body:
     """One task of a mix in which everything occurs."""
     kinds = ("noop", "work", "flaky", "always_fail", "sleeper", "outlives")
-    [kind] = rng.choices(kinds, weights=(34, 40, 12, 5, 8, 1))
+    [kind] = rng.choices(kinds, weights=(25, 50, 12, 5, 7, 1))
     payload: Body = {
         "noop": {},
         "work": {"ms": rng.randint(100, 300)},
@@ -119,7 +119,7 @@ def surely_not_arrived(answer: Answer) -> bool:
 
 
 class Traffic:
-    """Clients in a thread of their own, from `start` to `stop`; their list is `book`.
+    """Clients in a thread of their own, until its block ends; their list is `book`.
 
     Args:
         urls: The APIs.
@@ -139,11 +139,11 @@ class Traffic:
         ]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="traffic")
 
-    def start(self) -> None:
-        """Begin."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Send nothing new; return when everything that was sent is answered or given up."""
         self._stopping.set()
         self._thread.join()

@@ -6,10 +6,11 @@ whether tasks were running when a fault struck.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import psycopg
 import redis
@@ -27,11 +28,11 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 
 class Watch:
-    """Looks from a thread of its own, from `start` to `stop`. A store that does not answer is passed over.
+    """Looks from threads of its own, until its block ends. A store that does not answer is passed over.
 
     Attributes:
-        wrong: Ids that were not in exactly one place of Redis, each with what was wrong when it was first seen.
-        looks: How often both stores answered.
+        wrong: Ids that were not in exactly one place of Redis, each with what was wrong at first.
+        looks: How often Redis has answered.
     """
 
     def __init__(self, connect: Connect, redis_url: str, prefix: str) -> None:
@@ -39,7 +40,10 @@ class Watch:
         self._redis_url = redis_url
         self._prefix = prefix
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="watch")
+        self._threads = [
+            threading.Thread(target=look_on, name=look_on.__name__)
+            for look_on in (self._look_at_rows, self._look_at_index)
+        ]
         self._running = 0
         self._seen = 0.0
         self.wrong: dict[str, str] = {}
@@ -50,30 +54,30 @@ class Watch:
         """Whether tasks were running when Postgres last answered, which was not long ago."""
         return self._running > 0 and time.monotonic() - self._seen < _STALE_S
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-    def stop(self) -> None:
-        """End."""
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _main(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                with self._connect() as connection, index.connected(self._redis_url) as client:
-                    self._look_on(connection, client)
-            except (psycopg.Error, redis.RedisError):
-                self._stopping.wait(_LOOK_S)
-
-    def _look_on(self, connection: psycopg.Connection[Any], client: redis.Redis) -> None:
+    def _look_at_rows(self) -> None:
         while not self._stopping.wait(_LOOK_S):
-            self._running = open_tasks(connection)[0]
-            self._seen = time.monotonic()
-            for id_, what in index.disorder(index.look(client, self._prefix)).items():
-                self.wrong.setdefault(id_, what)
-            self.looks += 1
+            with contextlib.suppress(psycopg.Error), self._connect() as connection:
+                while not self._stopping.wait(_LOOK_S):
+                    self._running = open_tasks(connection)[0]
+                    self._seen = time.monotonic()
+
+    def _look_at_index(self) -> None:
+        with index.connected(self._redis_url) as client:
+            while not self._stopping.wait(_LOOK_S):
+                with contextlib.suppress(redis.RedisError):
+                    for id_, what in index.disorder(index.look(client, self._prefix)).items():
+                        self.wrong.setdefault(id_, what)
+                    self.looks += 1
 
 
 def open_tasks(connection: psycopg.Connection[Any]) -> tuple[int, int, int]:
@@ -82,8 +86,8 @@ def open_tasks(connection: psycopg.Connection[Any]) -> tuple[int, int, int]:
     return running, open_, int(attempts)
 
 
-def until_quiet(connect: Connect, *, within_s: float, stalled_s: float) -> tuple[float, int]:
-    """Wait until no task is open; (seconds that it took, tasks that are open still).
+def until_quiet(connect: Connect, *, within_s: float, stalled_s: float) -> float:
+    """Wait until no task is open; the seconds that it took.
 
     It ends early if nothing at all has happened to the open tasks for `stalled_s`.
     """
@@ -95,5 +99,5 @@ def until_quiet(connect: Connect, *, within_s: float, stalled_s: float) -> tuple
             if found != last:
                 last, moved = found, now
             if not found[1] or now - began > within_s or now - moved > stalled_s:
-                return now - began, found[1]
+                return now - began
             time.sleep(_LOOK_S)

@@ -44,8 +44,8 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     },
     "bench": {
         "Inputs": "workload work builds",
-        "Acting": "system stand proxy http delivery load burst",
-        "Observing": "scrape sampling receipts ledger journal index checks audit agreement observation",
+        "Acting": "system stand proxy arena faults http delivery load burst traffic",
+        "Observing": "scrape sampling receipts ledger journal index watch checks audit agreement observation",
         "Telling": "report plots progress",
         "Commands": "demo load_cli audit_cli ratios notebooks cli",
     },

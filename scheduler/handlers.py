@@ -122,7 +122,7 @@ class Registry:
             heartbeat: False to let the lease run out instead of renewing it while the handler runs.
 
         Raises:
-            ConfigError: the type is malformed or taken, or the function takes other arguments or is a generator.
+            ConfigError: the type is malformed or taken, the function takes other arguments or is a generator.
         """
         if not re.fullmatch(TYPE_PATTERN, type_):
             raise ConfigError(f"{type_!r} is not a type's name ({TYPE_PATTERN})")

@@ -2,6 +2,11 @@
 
 A migration is a file `migrations/NNN_name.sql` that `psql -f` runs just as well: it carries its own
 transaction and its own line in `schema_migrations`. The runner adds the lock, the order and the checksum.
+A file without BEGIN is sent statement by statement, as psql does it: CREATE INDEX CONCURRENTLY wants that.
+`docs/operations.md` says how to write one.
+
+Whoever waits for a table makes everyone wait who comes after, so a transaction gives up after a second and is
+tried again after a pause.
 
 The lock is polled with pg_try_advisory_lock: a session that waits inside pg_advisory_lock holds a snapshot,
 and CREATE INDEX CONCURRENTLY in another session then waits for it, which is a deadlock.
@@ -25,6 +30,8 @@ from scheduler.errors import StartError, StoreError
 _LOCK: Final = 0x5C4ED01E
 _POLL_S: Final = 0.1
 _LOCK_WAIT_S: Final = 120.0
+_TABLE_WAIT: Final = "1s"
+_TABLE_PAUSE_S: Final = 3.0
 OLDEST: Final = 150000
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -42,6 +49,21 @@ class Migration:
     def checksum(self) -> str:
         """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def file(self) -> str:
+        """Where it is, for people."""
+        return f"migrations/{self.version:03d}_{self.name}.sql"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file is one transaction: it says BEGIN."""
+        return re.search(r"^BEGIN\b", self.text, re.MULTILINE | re.IGNORECASE) is not None
+
+    @property
+    def statements(self) -> list[str]:
+        """The statements, each up to a semicolon at the end of a line."""
+        return [part for part in re.split(r"(?<=;)[ \t]*\n", self.text) if part.strip()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +109,7 @@ async def apply(url: str, *, until: int | None = None) -> list[str]:
 
     Raises:
         StartError: the server is away or too old, or an applied file was changed since.
-        StoreError: a migration failed; it was rolled back whole, and those before it stay.
+        StoreError: a migration failed; those before it stay. One with a transaction was rolled back whole.
     """
     wanted = [m for m in migrations() if until is None or m.version <= until]
     connection = await _connect(url)
@@ -183,15 +205,33 @@ async def _recorded(connection: Connection) -> dict[int, tuple[str, str | None, 
 
 async def _run(connection: Connection, migration: Migration) -> None:
     try:
-        # Without parameters the text goes as it is, with all its statements: as psql would send it.
-        await connection.execute(migration.text.encode())
+        if migration.whole:
+            await _run_whole(connection, migration)
+        else:
+            for statement in migration.statements:
+                await connection.execute(statement.encode())
     except psycopg.Error as error:
-        await connection.rollback()
         reason = " ".join(str(error).split())[:500]
-        raise StoreError(
-            f"migrations/{migration.version:03d}_{migration.name}.sql failed and was rolled back: {reason}"
-        ) from None
+        after = "and was rolled back" if migration.whole else "half-way; run it again when this is put right"
+        raise StoreError(f"{migration.file} failed {after}: {reason}") from None
     await _verify(connection, migration, None)
+
+
+async def _run_whole(connection: Connection, migration: Migration) -> None:
+    """Run a transaction, again and again while others hold a table that it needs."""
+    deadline = asyncio.get_running_loop().time() + _LOCK_WAIT_S
+    await connection.execute(f"SET lock_timeout = '{_TABLE_WAIT}'".encode())
+    while True:
+        try:
+            # Without parameters the text goes as it is, with all its statements: as psql would send it.
+            await connection.execute(migration.text.encode())
+            break
+        except psycopg.errors.LockNotAvailable:
+            await connection.rollback()
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(_TABLE_PAUSE_S)
+    await connection.execute("SET lock_timeout = 0")
 
 
 async def _verify(connection: Connection, migration: Migration, checksum: str | None) -> None:
@@ -203,6 +243,6 @@ async def _verify(connection: Connection, migration: Migration, checksum: str | 
         )
     elif checksum != migration.checksum:
         raise StartError(
-            f"migrations/{migration.version:03d}_{migration.name}.sql was changed after it had been applied;"
+            f"{migration.file} was changed after it had been applied;"
             " restore it and put the change into a new file"
         )

@@ -96,7 +96,7 @@ class Stack:
         """
         for i, child in enumerate(self.children):
             if child.args[0] == "worker" and child.returncode is not None:
-                self._say(f"a worker ended with code {child.returncode}; starting it again")
+                self._say(f"a worker ended with code {child.wait()}; starting it again")
                 self.children[i] = child.again()
                 self._parts.callback(self._end, self.children[i])
                 self.children[i].ready()

@@ -138,7 +138,7 @@ class Store:
         return rows
 
     async def check(self) -> None:
-        """See that the server answers, is new enough and has the schema that this build needs.
+        """See that the server answers, is new enough and has a schema that this build can use.
 
         Raises:
             StartError: it does not, with what to do.
@@ -150,13 +150,18 @@ class Store:
         if version < migrate.OLDEST:
             raise StartError(f"Postgres {version // 10000} is too old; Scheduler needs 15 or newer")
         try:
-            have = int((await self._run("schema_version"))[0][0])
+            have, breaking = (await self._run("schema_version"))[0]
         except StoreError:
-            have = 0  # the table of migrations is missing
-        if have < migrate.latest():
+            have = breaking = 0  # the table of migrations is missing
+        need = migrate.latest()
+        if have < need:
             raise StartError(
-                f"the schema is at version {have} and this build needs {migrate.latest()};"
-                " run `scheduler migrate`"
+                f"the schema is at version {have} and this build needs {need}; run `scheduler migrate`"
+            )
+        if breaking > need:
+            raise StartError(
+                f"the schema is at version {have}, and since version {breaking} this build, which knows"
+                f" {need}, cannot use it; install a newer Scheduler"
             )
 
     async def ping(self) -> None:

@@ -90,6 +90,13 @@ class Flow:
             await self.index.shard(task.queue).push([(task.id, task.priority, accepted.delay_ms)])
         return task.id
 
+    async def enqueue_many(self, n: int, type_: str = "noop") -> list[str]:
+        """Commit and push as many at once; their ids in order."""
+        tasks = [NewTask(new_id(), type_) for _ in range(n)]
+        await self.store.enqueue(tasks)
+        await self.shard.push([(task.id, task.priority, 0) for task in tasks])
+        return [task.id for task in tasks]
+
     def lessor(self, worker: str = "host:1:w1", settings: Settings | None = None) -> Lessor:
         """What leases for a worker of that name."""
         return Lessor(
@@ -125,7 +132,8 @@ class Flow:
         """Let the leases of these tasks run out, in Postgres and in Redis."""
         for id_ in ids:
             self.db.rows(
-                "UPDATE tasks SET lease_expires_at = now() - interval '1 ms' WHERE id = %s AND status = 'running'",
+                "UPDATE tasks SET lease_expires_at = now() - interval '1 ms'"
+                " WHERE id = %s AND status = 'running'",
                 id_,
             )
             await self.client.zadd(self.shard.key("leases"), {id_: 1}, xx=True)
@@ -201,7 +209,7 @@ class Flow:
         return inspector
 
     async def place(self, id_: str) -> str | None:
-        """Where Redis has an id of the default queue: `q:low`, `leases`, `retry:low`, `dlq:low`, or nowhere."""
+        """Where Redis has an id of the default queue: `q:low`, `leases`, `retry:low`, `dlq:low` or None."""
         held = await self.contents()
         places = [f"q:{p}" for p in PRIORITIES if id_ in held.q[p]]
         places += [f"retry:{p}" for p in PRIORITIES if id_ in held.retry[p]]

@@ -72,7 +72,10 @@ def executed(tmp_path_factory):
     """Notebook 01 by the command: exit code, output, errors, the notebook, and what was left running."""
     out, mark = tmp_path_factory.mktemp("notebooks"), uuid.uuid4().hex
     process = _start(out, mark)
-    said, complained = process.communicate(timeout=110)
+    try:
+        said, complained = process.communicate(timeout=110)
+    finally:
+        process.kill()
     left = _marked(mark)
     path = out / "01_performance_snapshot.ipynb"
     return process.returncode, said, complained, path, left

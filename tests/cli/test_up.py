@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from fix_process import Process, alive, children, until
+from fix_process import Process, alive, children, environment, until
 
-from scheduler.supervisor import HOST
+from scheduler.errors import StartError
+from scheduler.stack import Stack
+from scheduler.supervisor import HOST, free_port
 
 
 @pytest.fixture
@@ -46,6 +48,14 @@ def address(up: Process, part: str) -> str:
 def origin(up: Process) -> str:
     """Where the API is, without the path of what is shown there."""
     return "{0.scheme}://{0.netloc}".format(urlsplit(address(up, "API")))
+
+
+def answers(url: str) -> bool:
+    """Whether somebody serves there."""
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def finished(api: str, task_id: str) -> bool:
@@ -106,15 +116,35 @@ def test_every_address_that_is_shown_answers(start, here, tmp_path):
     assert up.ends() == 0
 
 
-def test_a_part_that_ends_ends_the_whole_and_is_named(start, here, tmp_path):
-    up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **here)
+def test_a_worker_that_dies_is_replaced_and_without_the_api_the_whole_ends(start, here, tmp_path):
+    env = here | {"METRICS_ADDR": f"{HOST}:{free_port()}"}
+    up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **env)
     up.says(r"Ctrl-C stops everything\.")
+
+    def pid_of(command: str) -> int:
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(up.pid)}
+        [pid] = [pid for pid, line in words.items() if f"\0{command}\0".encode() in line]
+        return pid
+
+    worker = pid_of("worker")
+    os.kill(worker, signal.SIGKILL)
+    up.says(r"a worker ended with code -9; starting it again")
+    until(lambda: answers(address(up, "worker 1 metrics")))
+    assert pid_of("worker") != worker
     below = children(up.pid)
-    [api] = [pid for pid in below if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(api, signal.SIGKILL)
+    os.kill(pid_of("api"), signal.SIGKILL)
     assert up.ends() == 2
     assert up.err == [f"scheduler: `scheduler api` ended with code -9; see {tmp_path / 'logs'}"]
     assert not any(map(alive, below))
+
+
+def test_without_its_servers_the_whole_ends(postgres_url, tmp_path):
+    with Stack(environment(POSTGRES_URL=postgres_url), tmp_path, print) as stack:
+        stack.start_servers()
+        stack.check()
+        stack.redis.kill()
+        with pytest.raises(StartError, match=f"Redis has ended; see {stack.redis.log_path}"):
+            stack.check()
 
 
 def test_a_part_that_does_not_start_is_named_and_the_others_are_stopped(start, here, tmp_path):

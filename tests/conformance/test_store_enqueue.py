@@ -112,7 +112,7 @@ async def test_each_priority_is_kept(store: Store, db: Database, priority: str):
 
 
 async def test_an_instant_to_run_at_is_kept_and_answered_as_a_delay(store: Store, db: Database):
-    instant = datetime.now(UTC) + timedelta(hours=1)
+    instant = db.value("SELECT now()") + timedelta(hours=1)
     later, past = new_task(run_at=instant), new_task(run_at=datetime(1970, 1, 1, tzinfo=UTC))
     last = new_task(run_at=datetime(9999, 12, 29, tzinfo=UTC))
     answers = await store.enqueue([later, past, last])

@@ -1,4 +1,4 @@
-"""Days of history, retention, keys, leaders and the registry: what housekeeping and the fleet ask of Postgres."""
+"""Days of history, retention, keys, leaders, the registry: what housekeeping and the fleet ask for."""
 
 from __future__ import annotations
 

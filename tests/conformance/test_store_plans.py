@@ -21,10 +21,11 @@ VIS_MS = 60_000
 
 FILL = f"""
     INSERT INTO tasks (
-        id, type, status, attempts, claimed_at, finished_at, worker, lease_token, lease_expires_at, dead_at, dead_reason
+        id, type, status, attempts, claimed_at, finished_at, worker, lease_token, lease_expires_at, dead_at,
+        dead_reason
     )
     SELECT
-        (left(uuid_at(now() - interval '1 hour' + n * interval '1 ms')::text, 24) || lpad(to_hex(n), 12, '0'))::uuid,
+        (left(uuid_at(now() - (1e6 - n) * interval '1 ms')::text, 24) || lpad(to_hex(n), 12, '0'))::uuid,
         'noop', status, 1, now(),
         CASE WHEN status IN ('succeeded', 'dead') THEN now() END,
         CASE status WHEN 'running' THEN 'w' END,

@@ -10,11 +10,16 @@ import subprocess
 import psycopg
 import pytest
 from fix_servers import SYSTEM, missing
+from waiting import eventually
 
 from scheduler import lifecycle, migrate
 from scheduler.errors import StartError, StoreError
 from scheduler.model import PRIORITIES
 
+WAITING = (
+    "SELECT 1 FROM pg_stat_activity WHERE application_name = 'scheduler migrate' AND wait_event_type = 'Lock'"
+)
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_once'::regclass"
 NAMES = [f"{m.version:03d}_{m.name}" for m in migrate.migrations()]
 
 
@@ -75,6 +80,60 @@ async def test_a_migration_may_build_an_index_while_others_wait_for_their_turn(m
     url = make_empty_database()
     applied = await asyncio.wait_for(asyncio.gather(*(migrate.apply(url) for _ in range(4))), 30)
     assert sorted(name for names in applied for name in names) == [*NAMES, "004_index"]
+
+
+# --- beside a running system ---
+
+
+async def test_a_migration_that_has_to_wait_for_a_table_makes_nobody_else_wait(
+    postgres_url, files, monkeypatch
+):
+    """Who waits for a table goes before all who come later: so it gives up, and tries again."""
+    monkeypatch.setattr(migrate, "_TABLE_WAIT", "100ms")
+    monkeypatch.setattr(migrate, "_TABLE_PAUSE_S", 0.05)
+    (files / "004_more.sql").write_text("BEGIN;\nALTER TABLE tasks ADD COLUMN more text;\nCOMMIT;\n")
+    with psycopg.connect(postgres_url) as reader:
+        reader.execute("SELECT FROM tasks")
+        migrating = asyncio.create_task(migrate.apply(postgres_url))
+        for _ in range(3):
+            await eventually(lambda: rows(postgres_url, WAITING))
+            assert rows(postgres_url, "SET statement_timeout = '5s'; SELECT count(*) FROM tasks") == [(0,)]
+        assert not migrating.done()
+    assert await migrating == ["004_more"]
+
+
+async def test_a_table_that_never_comes_free_ends_the_migration(postgres_url, files, monkeypatch):
+    monkeypatch.setattr(migrate, "_TABLE_WAIT", "10ms")
+    monkeypatch.setattr(migrate, "_LOCK_WAIT_S", 0.0)
+    (files / "004_more.sql").write_text("BEGIN;\nALTER TABLE tasks ADD COLUMN more text;\nCOMMIT;\n")
+    with psycopg.connect(postgres_url) as reader:
+        reader.execute("SELECT FROM tasks")
+        with pytest.raises(StoreError, match=r"^migrations/004_more.sql failed and was rolled back: .*lock"):
+            await migrate.apply(postgres_url)
+
+
+@pytest.mark.parametrize("by", ["runner", "psql"])
+async def test_an_index_that_was_half_built_is_built_anew(make_empty_database, files, by):
+    """A file without BEGIN is sent statement by statement, so it may say what to clear away first."""
+    (files / "004_index.sql").write_text(
+        "-- Half of it may be there.\n"
+        "DROP INDEX CONCURRENTLY IF EXISTS tasks_once;\n"
+        "CREATE UNIQUE INDEX CONCURRENTLY tasks_once\n    ON tasks (type);\n"
+        "INSERT INTO schema_migrations (version, name) VALUES (4, 'index') ON CONFLICT DO NOTHING;\n"
+    )
+    url = make_empty_database(SYSTEM)
+    await migrate.apply(url, until=3)
+    twins = "INSERT INTO tasks (id, type) SELECT gen_random_uuid(), 'a' FROM generate_series(1, 2) RETURNING 1"
+    rows(url, twins)
+    with pytest.raises(StoreError, match=r"^migrations/004_index.sql failed half-way; run it again .*unique"):
+        await migrate.apply(url)
+    assert rows(url, VALID) == [(False,)]
+    rows(url, "DELETE FROM tasks RETURNING 1")
+    if by == "psql":
+        psql(url, files / "004_index.sql")
+    assert await migrate.apply(url) == (["004_index"] if by == "runner" else [])
+    assert rows(url, VALID) == [(True,)]
+    assert [s.state for s in await migrate.status(url)] == ["applied"] * 4
 
 
 # --- whole ---

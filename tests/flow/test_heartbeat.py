@@ -46,7 +46,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease(make_flow: MakeFlo
     async def blocks():
         nonlocal calls
         calls += 1
-        time.sleep(LONG_S)
+        time.sleep(LONG_S)  # noqa: ASYNC251 - the loop must be blocked
 
     id_ = await flow.enqueue("blocks")
     with flow.rival():

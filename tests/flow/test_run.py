@@ -1,11 +1,9 @@
-"""One handler call: whatever it does comes back as a result, and the loop, the slot and the thread live on."""
+"""One handler call: whatever it does comes back as a result, and loop, slot and thread live on."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -39,7 +37,7 @@ class Deadly(Exception):
 
 class NotText(Exception):
     def __str__(self) -> str:
-        return 5  # type: ignore[return-value] # that is the point
+        return 5  # noqa: PLE0307 - that is the point
 
 
 RAISED: dict[str, tuple[BaseException, str, str]] = {
@@ -185,7 +183,10 @@ async def test_a_coroutine_that_nobody_awaits_is_no_success(threads, hidden: str
         async def __call__(self) -> None:
             raise AssertionError("not run")
 
-    registry.register("t")(Object() if hidden == "in an object" else lambda: later())
+    def decorated() -> object:
+        return later()
+
+    registry.register("t")(Object() if hidden == "in an object" else decorated)
     result = await call(registry, threads)
     assert (result.kind, "coroutine" in result.error) == ("failed", True)
 
@@ -376,14 +377,11 @@ def test_a_safe_text_can_be_stored(text: str, safe: str):
 
 
 def test_an_error_names_the_place_where_it_was_raised():
-    try:
+    def fails() -> None:
         raise ValueError("here")
-    except ValueError as error:
-        line = sys.exc_info()[2].tb_lineno
-        assert (
-            describe(error)
-            == f"ValueError: here ({__file__}:{line} in test_an_error_names_the_place_where_it_was_raised)"
-        )
-    with contextlib.suppress(ValueError):
-        raise ValueError
+
+    with pytest.raises(ValueError, match="here") as caught:
+        fails()
+    line = fails.__code__.co_firstlineno + 1
+    assert describe(caught.value) == f"ValueError: here ({__file__}:{line} in fails)"
     assert describe(ValueError("never raised")) == "ValueError: never raised"

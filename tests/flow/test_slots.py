@@ -305,7 +305,7 @@ async def test_handlers_that_never_wait_leave_time_for_the_others(make_bench):
 
     @bench.registry.register("spins")
     async def spins():
-        time.sleep(0.002)
+        time.sleep(0.002)  # noqa: ASYNC251 - the loop must be blocked
 
     bench.put(*["spins"] * 200)
     turns = 0

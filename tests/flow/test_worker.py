@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from time import monotonic
 
 import pytest
@@ -167,9 +168,7 @@ async def test_an_unknown_type_is_given_back_for_a_while_and_then_dead(make_flow
     )
     assert "from_tomorrow" in row["last_error"]
     assert {run["started_at"] for run in runs} == {None}
-    gaps = [
-        (b["claimed_at"] - a["finished_at"]).total_seconds() for a, b in zip(runs, runs[1:], strict=False)
-    ]
+    gaps = [(b["claimed_at"] - a["finished_at"]).total_seconds() for a, b in pairwise(runs)]
     assert min(gaps) >= 0.05
     await flow.agree()
 
@@ -285,7 +284,7 @@ async def test_two_workers_run_each_task_once(flow: Flow):
         effects[ctx.id] += 1
         await asyncio.sleep(0)
 
-    ids = [await flow.enqueue("counts") for _ in range(300)]
+    ids = await flow.enqueue_many(300, "counts")
     async with flow.worker(), flow.worker():
         await flow.ended(*ids)
     assert effects == dict.fromkeys(ids, 1)
@@ -550,7 +549,7 @@ async def test_time_that_the_loop_was_blocked_is_no_reason_to_run_twice(flow: Fl
     @flow.handler("blocks")
     async def blocks(_: dict, ctx):
         effects[ctx.id] += 1
-        time.sleep(0.05)
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop must be blocked
 
     ids = [await flow.enqueue("blocks") for _ in range(20)]
     async with flow.worker():

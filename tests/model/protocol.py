@@ -236,7 +236,7 @@ class Protocol(Stores):
                 yield Step(tuple(command), lambda _: RECONCILER, (RECONCILER,))
 
     def seen(self, row: Row | None) -> Process:
-        """What reconcile tells Redis about a row, in case it lacks the id. Lapsed or not: the reaper reaps."""
+        """What reconcile tells Redis, in case it lacks the id. Lapsed rows, too: only the reaper reaps."""
         if row and row.status == "running":
             return ("reconciler", "telling", "adopt", row.token)
         if row and row.status in CLAIMABLE:

@@ -97,7 +97,7 @@ async def test_no_failure_ends_it(make: Make, metrics: Metrics, error: Exception
 
 
 async def test_failures_are_followed_by_growing_pauses(make: Make, monkeypatch: pytest.MonkeyPatch):
-    """They double from 0.1 s, no loop in step with another, so that a store that comes back is not stormed."""
+    """They double from 0.1 s, no loop in step with another, so that no store that comes back is stormed."""
     monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.02)
     step = Step(*[StoreUnavailable("away")] * 5)
     make(step).start()

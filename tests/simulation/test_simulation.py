@@ -1,0 +1,65 @@
+"""The whole system in virtual time: seeds of everything that may go wrong, and what must hold in the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from simulation.plan import EVENTS, NETWORK, TASKS, plan
+from simulation.run import Report, simulate
+
+FEW = 300
+MANY = 10_000
+PER_JOB = 50
+TESTS = Path(__file__).parents[1]
+
+
+def broken(seeds: range) -> list[Report]:
+    """What came of the seeds that broke something."""
+    return [report for report in map(simulate, seeds) if report.broken]
+
+
+def check(reports: list[Report]) -> None:
+    assert not reports, "\n\n".join(map(str, reports[:5]))
+
+
+def test_a_few_hundred_seeds_break_nothing():
+    check(broken(range(FEW)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_seeds_break_nothing():
+    jobs = [range(first, first + PER_JOB) for first in range(FEW, MANY, PER_JOB)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        check([report for reports in pool.map(broken, jobs) for report in reports])
+
+
+def test_the_same_seed_makes_the_same_log():
+    logs = [simulate(seed, verbose=True).log for seed in (17, 17, 18)]
+    assert logs[0] == logs[1] != logs[2]
+    assert len(logs[0]) > 100
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_a_replay_in_another_process_makes_the_same_log(hash_seed: str):
+    env = os.environ | {"PYTHONPATH": f"{TESTS}", "PYTHONHASHSEED": hash_seed}
+    replay = subprocess.run(
+        [sys.executable, "-m", "simulation", "17"], env=env, cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    assert "\n".join(simulate(17, verbose=True).log) in replay.stdout
+
+
+def test_a_log_is_not_needed_for_the_same_end():
+    assert simulate(21).seconds == simulate(21, verbose=True).seconds
+
+
+def test_the_seeds_bring_every_kind_of_trouble():
+    plans = [plan(seed) for seed in range(FEW)]
+    assert {kind for plan in plans for kind in plan.kinds} == {*NETWORK, *EVENTS, *TASKS}
+    assert sum(plan.calm for plan in plans) > FEW / 10
