@@ -6,9 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, StartError
 
 _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
@@ -30,17 +30,27 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     for name, (module, help_) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
         if name == chosen:
-            importlib.import_module(module).add_arguments(command)
+            _module(module).add_arguments(command)
     return root
+
+
+def _module(name: str) -> Any:
+    """A command's module, or a line that says what must be installed for it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"this command needs {error.name}: run `pip install 'scheduler[embedded,bench,notebooks]'`"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the answer is no, 2 it could not be done."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words and words[0] in _COMMANDS else None
-    args = parser(chosen).parse_args(words)
     try:
-        return int(importlib.import_module(_COMMANDS[args.command][0]).main(args))
+        args = parser(chosen).parse_args(words)
+        return int(_module(_COMMANDS[args.command][0]).main(args))
     except SchedulerError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scheduler import log
 from scheduler import migrate as migrations
 from scheduler.child import announce, hold_lifeline
 from scheduler.config import VARS, Settings, load, masked
@@ -89,7 +90,7 @@ async def _worker(settings: Settings, app: str | None) -> int:
     from scheduler import heartbeat
     from scheduler.handlers import REGISTRY, load_app
     from scheduler.metrics import Metrics
-    from scheduler.worker import Worker
+    from scheduler.worker import EXIT_STUCK, Worker
 
     if app:
         load_app(app)
@@ -120,7 +121,12 @@ async def _worker(settings: Settings, app: str | None) -> int:
         await index.check()
         await index.warm()
         announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())
-        await me.run()
+        try:
+            await me.run()
+        except BaseException as error:  # noqa: BLE001 - a handler may have cancelled us, or stopped the loop
+            # Not to be raised: a loop that closes waits for every task, and some of them will not end.
+            log.get("worker").error("the worker is broken; leaving", exc_info=error)
+            os._exit(EXIT_STUCK)
     if me.leftover:
         os._exit(0)  # the interpreter would wait for these threads, perhaps for ever
     return 0

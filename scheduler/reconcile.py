@@ -36,6 +36,10 @@ _FIRST_LOOK_MS: Final = 60_000
 """How far back a new leader's first pass looks for recent rows; the rotation covers what is older."""
 
 
+_LEAD_MS: Final = 5_000
+"""How much longer than three intervals a leader leads that is not heard of any more."""
+
+
 class _Census(NamedTuple):
     queue: str
     shard: Shard
@@ -66,7 +70,7 @@ class Reconciler:
 
     async def step(self) -> None:
         """One pass, if this process leads."""
-        if await self._store.lead("reconcile", self._holder, ttl_ms=3 * self._interval_ms + 5_000):
+        if await self._store.lead("reconcile", self._holder, ttl_ms=3 * self._interval_ms + _LEAD_MS):
             await self.reconcile()
 
     async def reconcile(self, *, everything: bool = False) -> dict[str, int]:

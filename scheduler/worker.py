@@ -42,7 +42,8 @@ from scheduler.solo import Solo
 from scheduler.store import Store, WorkerIdentity
 
 EXIT_STUCK: Final = 70
-"""Exit code of a worker that gave up because a handler could not be ended (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of a worker that gave up: a handler could not be ended, or has broken what the worker works with
+(EX_SOFTWARE of sysexits.h)."""
 
 _IDLE_WAIT_S: Final = 1.0
 _STUCK_AFTER_S: Final = 2.0
@@ -87,6 +88,7 @@ class Worker:
         self._log = log.get("worker", worker=me.id)
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._broken: str | None = None
         metrics.know_types(registry.types())
         metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
 
@@ -125,18 +127,34 @@ class Worker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Work until `stop` is called, then finish in good order."""
+        """Work until `stop` is called, then finish in good order.
+
+        Raises:
+            RuntimeError: one of the tasks that do the work has ended before that. The process must end, and
+                at once: its heartbeat goes on and keeps leases that nobody serves.
+        """
+        others = asyncio.all_tasks()
         self._slots.start()
         self._settler.start()
         self._heartbeat.start()
         for loop in self._loops:
             loop.start()
         feeder = asyncio.create_task(self._feed(), name="feeder")
+        for task in asyncio.all_tasks() - others:
+            task.add_done_callback(self._on_end)
         await self._stopping.wait()
+        if self._broken is not None:
+            raise RuntimeError(f"the worker's {self._broken} has ended")
         self._log.info("stopping", running=self._slots.busy, held=len(self._held))
         await feeder
         await self._finish()
         self._log.info("stopped")
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """A task that is to run until the stop has ended."""
+        if not self._stopping.is_set():
+            self._broken = task.get_name()
+            self._stopping.set()
 
     # Working
 

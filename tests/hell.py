@@ -195,8 +195,7 @@ async def cancels_everything() -> None:
 
 @handler("cancels_the_others")
 async def cancels_the_others() -> None:
-    """Cancel what the worker works with: its slots, its loops, its flushers."""
+    """Cancel what a worker works with, its slots, loops and flushers, and return."""
     for task in asyncio.all_tasks():
         if task.get_name().startswith(("slot", "feeder", "loop", "settle", "watch", "suspects")):
             task.cancel()
-    await asyncio.sleep(60)

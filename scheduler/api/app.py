@@ -24,8 +24,8 @@ DESCRIPTION: Final = """\
 Accepts tasks, shows them, and says how the queues are.
 
 `/tasks…` is an alias of `/v1/tasks…`. Ids are UUIDv7; instants are RFC 3339 in UTC with milliseconds;
-durations are whole milliseconds in `*_ms`; errors are problem documents (RFC 9457). A 2xx to a POST of a
-task means that the task is committed."""
+durations are whole milliseconds in `*_ms`; integers are written without a point; errors are problem
+documents (RFC 9457). A 2xx to a POST of a task means that the task is committed."""
 
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]

@@ -71,7 +71,9 @@ class BackoffSpec(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     strategy: Strategy | None = Field(None, description="How the wait grows with the failures.")
-    base_ms: Span | None = Field(None, description="The wait after the first failure, before jitter.")
+    base_ms: Span | None = Field(
+        None, description="The wait after the first failure, before jitter. Not above `max_ms`."
+    )
     max_ms: Span | None = Field(None, description="The longest wait, before jitter.")
     jitter: Jitter | None = Field(None, description="How the wait is spread.")
     jitter_ms: Span | None = Field(None, description="The width of the jitter `added`.")
@@ -86,7 +88,8 @@ class TaskSpec(BaseModel):
     priority: Priority = Field("default", description="Which share of the workers it gets.")
     payload: Payload = Field(
         {},
-        description="What the handler is given. Numbers are kept as decimals: 1e20 comes back as its digits.",
+        description="What the handler is given: text without NUL, integers of 64 bits, at most 64 levels. "
+        "Numbers are kept as decimals: 1e20 comes back as its digits.",
     )
     queue: Name = Field(DEFAULT_QUEUE, description="The group of workers that it is for.")
     max_retries: int | None = Field(
@@ -95,7 +98,9 @@ class TaskSpec(BaseModel):
     timeout_ms: int | None = Field(
         None, ge=1, le=DAY_MS, description="Longest run of the handler; by default TASK_TIMEOUT_MS."
     )
-    run_at: Instant = Field(None, description="Not before this instant. Not together with `delay_ms`.")
+    run_at: Instant = Field(
+        None, description="Not before this instant, from 1970 to 9999-12-30. Not together with `delay_ms`."
+    )
     delay_ms: int | None = Field(
         None, ge=0, le=YEAR_MS, description="Not before this long from now. Not together with `run_at`."
     )
@@ -103,7 +108,7 @@ class TaskSpec(BaseModel):
     idempotency_key: Key | None = Field(
         None,
         description="A second request with this key creates nothing and is answered with the first one's "
-        "task. The header `Idempotency-Key` says the same.",
+        "task. Printable characters. The header `Idempotency-Key` says the same.",
     )
 
 

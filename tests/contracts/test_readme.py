@@ -72,6 +72,12 @@ def test_every_metric_is_told_with_its_labels():
     } <= told
 
 
+@pytest.mark.parametrize("package", generate.GROUPS)
+def test_every_module_is_in_one_group(package):
+    grouped = [module for names in generate.GROUPS[package].values() for module in names.split()]
+    assert sorted(grouped) == sorted(generate.paths(package))
+
+
 def test_every_command_and_module_is_told_with_a_sentence():
     for block in (generate.commands, generate.modules):
         for *_, sentence in cells(block()):

@@ -1,4 +1,4 @@
-"""A new version arrives while the old one works: nothing is lost, and nobody works on a schema that does not fit.
+"""A new version arrives while the old one works: nothing is lost, and no schema is used that does not fit.
 
 The new version is a copy of the package with migrations of its own; its processes run that copy.
 """
@@ -163,7 +163,9 @@ def test_a_migration_that_is_killed_is_finished_by_the_one_that_waits(
         old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1")  # this takes its snapshot
         killed = start("migrate", **env)
-        until(lambda: column(url, migrating + " AND query LIKE '%CREATE INDEX%' AND wait_event_type = 'Lock'"))
+        until(
+            lambda: column(url, migrating + " AND query LIKE '%CREATE INDEX%' AND wait_event_type = 'Lock'")
+        )
         waiting = start("migrate", **env)
         until(lambda: len(column(url, migrating)) == 2)
         killed.signal(signal.SIGKILL)
@@ -181,14 +183,14 @@ def refusals(commands: list[Process]) -> set[str]:
     """The one line that each of these says before it ends."""
     assert [command.ends() for command in commands] == [2] * len(commands)
     assert [command.out for command in commands] == [[]] * len(commands)
-    return {"\n".join(command.err) for command in commands}
+    return {"\n".join(command.err).removeprefix("scheduler: ") for command in commands}
 
 
 def test_a_new_build_refuses_an_old_schema(idle: dict[str, str], start: Start, new_build: NewBuild):
     new_build.expand("extra")
     known = migrate.latest()
     assert refusals([start(command, **idle | new_build.env) for command in COMMANDS]) == {
-        f"scheduler: the schema is at version {known} and this build needs {known + 2}; run `scheduler migrate`"
+        f"the schema is at version {known} and this build needs {known + 2}; run `scheduler migrate`"
     }
 
 
@@ -199,8 +201,9 @@ def test_an_old_build_refuses_a_schema_that_it_cannot_use(
     env, known = here | new_build.env, migrate.latest()
     new = [*new_build.expand("extra"), new_build.add("breaking_names", COLUMN), *new_build.expand("more")]
     assert applied([start("migrate", **env)]) == new
-    assert refusals([start(command, **here) for command in COMMANDS]) == {
-        f"scheduler: the schema is at version {known + 5}, and since version {known + 3} this build, which knows"
+    why = (
+        f"the schema is at version {known + 5}, and since version {known + 3} this build, which knows"
         f" {known}, cannot use it; install a newer Scheduler"
-    }
+    )
+    assert refusals([start(command, **here) for command in COMMANDS]) == {why}
     assert start("worker", **env).says(r"ready worker .*")

@@ -79,7 +79,10 @@ def flush(client: Client, leases: str) -> int:
     ("n", "seed"),
     [
         pytest.param(3_000, 1),
-        *(pytest.param(20_000, seed, marks=[pytest.mark.slow, pytest.mark.timeout(240)]) for seed in (1, 2, 3)),
+        *(
+            pytest.param(20_000, seed, marks=[pytest.mark.slow, pytest.mark.timeout(240)])
+            for seed in (1, 2, 3)
+        ),
     ],
 )
 def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
@@ -96,7 +99,9 @@ def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
     executions = here.value(f"SELECT count(*) FROM task_runs WHERE {EXECUTED}")
     assert 0 <= executions - expected(dealt).runs <= leased
     assert depths.excess(at_least=n // 20) <= 1.2
-    print(f"{n=} {seed=} {moment=:.0f} {leased=} extra={executions - expected(dealt).runs} excess={depths.excess(n//20):.3f} samples={len(depths.samples)}")
+    print(
+        f"{n=} {seed=} {moment=:.0f} {leased=} extra={executions - expected(dealt).runs} excess={depths.excess(n // 20):.3f} samples={len(depths.samples)}"
+    )
 
 
 def test_redis_is_whole_again_within_five_seconds(site):

@@ -101,9 +101,10 @@ class World:
             yield from self._landings(state)
 
     def at_rest(self, state: State) -> bool:
-        """Is the task accepted or refused, and nobody in the middle of something?"""
+        """Has the client been served, and is nobody in the middle of something, people excepted?"""
+        calls = [call.value[0] for call in state.flight.value]
         values = [process.value for process in state.crowd.value]
-        return not state.flight.value and all(home(value) == value != CLIENT for value in values)
+        return CLIENTS.issuperset(calls) and all(home(value) == value != CLIENT for value in values)
 
     def _bag(self, parts: Iterable[Part]) -> Part:
         return self.part(Bag(sorted(parts, key=lambda part: part.number)))

@@ -26,7 +26,7 @@ TIMEOUT_S = 0.1
 LATEST_S = 2.0
 BRIEF_S = 0.003
 
-FAULTY = 0.08
+FAULTY = 0.15
 """The share of calls that go wrong while any may."""
 
 BETWEEN = 0.3

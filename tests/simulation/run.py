@@ -14,7 +14,7 @@ from simulation import checks, fleet
 from simulation.plan import Plan, plan
 from simulation.world import World
 
-from scheduler import clock, loop, settle, worker
+from scheduler import clock, loop, reconcile, settle, worker
 
 REPLAY = "PYTHONPATH=tests .venv/bin/python -m simulation {seed}"
 
@@ -56,13 +56,20 @@ def _text(context: dict[str, Any]) -> str:
 
 @contextmanager
 def _instead(world: World) -> Iterator[None]:
-    """Put the simulation in the place of clock, chance, threads, child processes and the log."""
+    """Put the simulation in the place of clock, chance, threads, child processes and the log.
+
+    What reconcile waits for is shorter, too: a simulation is over in seconds.
+    """
     seed = world.plan.seed
     places: list[tuple[Any, str, Any]] = [
         (clock, "monotonic", world.loop.time),
         (clock, "wall_ms", lambda: int(world.now_ms())),
         (settle, "_rng", Random(f"settle {seed}")),
         (loop, "_rng", Random(f"loop {seed}")),
+        (reconcile, "_OVERLAP_MS", 200),
+        (reconcile, "_GRACE_MS", 100),
+        (reconcile, "_FIRST_LOOK_MS", 1000),
+        (reconcile, "_LEAD_MS", 500),
         (worker, "Heartbeat", fleet.LoopHeartbeat),
         (worker, "Solo", fleet.LoopSolo),
         (worker, "identity", fleet.identity),

@@ -13,12 +13,13 @@ from simulation.run import simulate
 
 from scheduler.errors import StoreError
 from scheduler.heartbeat import Heartbeat
-from scheduler.lease import Lessor
 from scheduler.model import Lease, Move, Priority, Settlement
 from scheduler.pump import Pump
 from scheduler.reaper import Reaper
 from scheduler.reconcile import Reconciler
 from scheduler.settle import Settler
+from scheduler.shard import Census
+from scheduler.store import Epoch
 
 SEEDS = 400
 Patch = pytest.MonkeyPatch
@@ -81,11 +82,11 @@ def push_what_is_known(patch: Patch) -> None:
 
 
 def place_without_the_token(patch: Patch) -> None:
-    """An id is moved whoever holds it."""
+    """An id is moved whoever holds it, or nobody."""
     place = Reference._place
 
     def blind(self: Reference, move: Move) -> bool:
-        move.token = self.held.live.get(move.id) or move.token
+        self.held.live[move.id] = move.token
         return place(self, move)
 
     patch.setattr(Reference, "_place", blind)
@@ -121,15 +122,42 @@ def claim_forgetful(patch: Patch) -> None:
     patch.setattr(ReferenceStore, "claim", forgetful)
 
 
-def refusals_stay(patch: Patch) -> None:
-    """Refused ids are dropped, as if whoever is refused knew that nobody needs them."""
-
-    async def drop(self: Lessor, shard: Any, refusals: Any, token: str) -> None:
-        await shard.place([Move(r.id, token, "gone", r.priority) for r in refusals])
-
-    patch.setattr(Lessor, "_put_right", drop)
-
-
 def no_census(patch: Patch) -> None:
-    """Nobody notices that a key is lost."""
-    patch.setattr(Reference, "census", None)
+    """Nobody notices that a key was lost."""
+
+    async def census(self: Reference) -> Census:
+        return Census(whole=True, epoch=self.held.epoch)
+
+    patch.setattr(Reference, "census", census)
+
+
+def no_epoch(patch: Patch) -> None:
+    """Nobody notices that Redis has come back with an old state."""
+
+    async def epochs(self: ReferenceStore) -> list[Epoch]:
+        return [Epoch(queue, 0, "") for queue in await self.queues()]
+
+    patch.setattr(ReferenceStore, "epochs", epochs)
+
+
+MUTATIONS = [
+    settle_without_the_attempt,
+    reap_without_the_lease,
+    no_reconcile,
+    no_reaper,
+    no_pump,
+    no_renewal,
+    push_what_is_known,
+    place_without_the_token,
+    settle_once,
+    settle_forgetful,
+    claim_forgetful,
+    no_census,
+    no_epoch,
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_a_missing_guard_shows(monkeypatch: Patch, mutation: Mutation):
+    mutation(monkeypatch)
+    assert any(simulate(seed).broken for seed in range(SEEDS))

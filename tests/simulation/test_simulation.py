@@ -50,7 +50,12 @@ def test_the_same_seed_makes_the_same_log():
 def test_a_replay_in_another_process_makes_the_same_log(hash_seed: str):
     env = os.environ | {"PYTHONPATH": f"{TESTS}", "PYTHONHASHSEED": hash_seed}
     replay = subprocess.run(
-        [sys.executable, "-m", "simulation", "17"], env=env, cwd=TESTS.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "simulation", "17"],
+        env=env,
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "\n".join(simulate(17, verbose=True).log) in replay.stdout
 
