@@ -359,10 +359,10 @@ VARS: Final[dict[str, Var]] = {f.name: f.metadata["var"] for f in fields(Setting
 """Field name → declaration, in the order of the README's table."""
 
 
-def load(env: Mapping[str, str], **overrides: str) -> tuple[Settings, dict[str, str]]:
-    """Read the settings from `env`; `overrides` (by field name) win and stand for command-line options.
+def load(env: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """Read the settings from `env`. An empty variable counts as not set, unless its default is empty, too.
 
-    Returns the settings and, by field name, where each came from: `default`, `environment` or `option`.
+    Returns the settings and, by field name, where each came from: `default` or `environment`.
 
     Raises:
         ConfigError: every malformed or contradictory value, in one message of one line each.
@@ -371,9 +371,7 @@ def load(env: Mapping[str, str], **overrides: str) -> tuple[Settings, dict[str, 
     sources: dict[str, str] = {}
     problems: list[str] = []
     for name, declared in VARS.items():
-        if name in overrides:
-            text, sources[name] = overrides[name], "option"
-        elif env.get(declared.name, "") != "" or (declared.name in env and declared.default == ""):
+        if env.get(declared.name, "") != "" or (declared.name in env and declared.default == ""):
             text, sources[name] = env[declared.name], "environment"
         else:
             text, sources[name] = declared.default, "default"

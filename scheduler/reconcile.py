@@ -85,7 +85,8 @@ class Reconciler:
         sweep = everything or any(c.lost for c in censuses)
         self._second_look = not sweep
         if sweep:
-            self._log.warning("comparing all rows", lost=[c.queue for c in censuses if c.lost])
+            lost = [c.queue for c in censuses if c.lost]
+            (self._log.warning if lost else self._log.info)("comparing all rows", lost=lost)
             self._repaired("rebuilt", 1)
             await self._sweep()
         else:
