@@ -30,8 +30,9 @@ from bench.traffic import Book, Traffic
 from bench.watch import Watch, until_quiet
 from scheduler.errors import ConfigError
 
-RATE: Final = 60.0
-"""Tasks a second that the clients would send if nobody had to wait."""
+RATE: Final = 80.0
+"""Tasks a second that the clients would send if nobody had to wait: a little more than the fleet can do, so
+that there is always a queue."""
 
 COUNTS: Final = 0.8
 """The share of planned faults that must have landed."""

@@ -235,8 +235,8 @@ def postgres_swallowed(blow: Blow) -> None:
 
 
 def _swallow(blow: Blow, name: str, wire: Proxy) -> None:
-    way: Way = blow.rng.choice(("up", "down"))
-    late = blow.rng.random() < 0.7
+    way: Way = blow.rng.choice(("up", "up", "down"))
+    late = blow.rng.random() < 0.75
     with blow.arena.alone(f"{name} wire"):
         blow.strike(f"{way}, {'late' if late else 'never'}", landed=wire.links > 0)
         wire.swallow(way)
@@ -272,7 +272,12 @@ def commits_cut(blow: Blow) -> None:
         blow.landed = landed and wire.cuts > before
 
 
-ALWAYS: Final = ("worker_frozen", "worker_frozen", "worker_killed", "redis_flushed", "redis_swallowed")
+ALWAYS: Final = (
+    *("worker_frozen", "worker_frozen"),
+    *("redis_swallowed", "redis_swallowed"),
+    "worker_killed",
+    "redis_flushed",
+)
 """What no plan is without."""
 
 

@@ -23,6 +23,9 @@ from bench.http import Connection, NoAnswer, Origin, Response
 from bench.workload import PRIORITIES, Body
 
 _CLIENTS: Final = 16
+_RUSH: Final = 15
+"""A client's first tasks are sent without a pause, so that there is a queue from the beginning."""
+
 _KEYED: Final = 0.6
 _AT_ONCE: Final = 0.05
 _REPLAYED: Final = 0.1
@@ -183,7 +186,8 @@ class _Client:
                 await self._send(body, key)
             if id_ is not None and cancel < _CANCELLED:
                 await self._ask(f"{TASKS}/{id_}/cancel", {}, None)
-            await asyncio.sleep(self._pause_s * self._rng.uniform(0.5, 1.5))
+            if number > _RUSH:
+                await asyncio.sleep(self._pause_s * self._rng.uniform(0.5, 1.5))
         for connection in self._connections:
             connection.close()
 

@@ -169,17 +169,20 @@ class Index:
 
     async def _send(self, pool: ConnectionPool, args: tuple[Any, ...], timeout_s: float) -> Any:
         packed = _packed(args)
-        async with asyncio.timeout(timeout_s):
-            connection = await pool.get_connection()  # type: ignore[no-untyped-call] # lost in a decorator
-            try:
-                # Whatever interrupts these lines, the connection closes itself: no later call can
-                # read this one's answer.
-                await connection.send_packed_command(packed)
-                answer = await connection.read_response()
-                self.polled = clock.monotonic()
-                return answer
-            finally:
-                await pool.release(connection)
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = await pool.get_connection()  # type: ignore[no-untyped-call] # lost in a decorator
+                try:
+                    # Whatever interrupts these lines, the connection closes itself: no later call can
+                    # read this one's answer.
+                    await connection.send_packed_command(packed)
+                    answer = await connection.read_response()
+                    self.polled = clock.monotonic()
+                    return answer
+                finally:
+                    await pool.release(connection)
+        except RuntimeError as error:  # how uvloop says that the link broke just before this was written
+            raise redis.exceptions.ConnectionError(str(error)) from None
 
 
 def _pool(settings: Settings, name: str) -> ConnectionPool:

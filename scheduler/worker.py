@@ -48,6 +48,8 @@ EXIT_STUCK: Final = 70
 _IDLE_WAIT_S: Final = 1.0
 _STUCK_AFTER_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 1.0
+_CANCEL_S: Final = 0.5
+"""How long a stopping worker waits for handlers that it has cancelled; what is left then is given back."""
 
 
 def identity(settings: Settings, registry: Registry) -> WorkerIdentity:
@@ -260,7 +262,7 @@ class Worker:
         if self._slots.busy:
             self._slots.interrupt()
             # Async handlers end when cancelled; one that does not, or sits in a thread, is given back.
-            await self._until_idle(1.0)
+            await self._until_idle(_CANCEL_S)
             self._release([r.lease for r in self._slots.runs() if not r.lease.ended])
         await self._settler.stop()
         await self._slots.close()

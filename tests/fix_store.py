@@ -174,14 +174,13 @@ class Database:
         finally:
             other.close()
 
-    async def blocked(self) -> None:
-        """Wait until some other session waits for a lock."""
-        await eventually(
-            lambda: self.value(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
+    async def blocked(self, sessions: int = 1) -> None:
+        """Wait until so many other sessions wait for a lock."""
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
+        await eventually(lambda: self.value(waiting) >= sessions)
 
     def clear(self) -> None:
         """Empty every table but the record of migrations."""

@@ -26,6 +26,12 @@ async def innocent() -> None:
     await asyncio.sleep(0.005)
 
 
+@handler("naps")
+async def naps(payload: dict[str, Any]) -> None:
+    """Take some time, and let everything else run meanwhile."""
+    await asyncio.sleep(payload["s"])
+
+
 # --- those that do not end ---
 
 
@@ -50,7 +56,7 @@ async def refuses_to_be_cancelled() -> None:
     while True:
         try:
             await asyncio.sleep(60)
-        except asyncio.CancelledError:  # noqa: PERF203
+        except asyncio.CancelledError:
             continue
 
 

@@ -22,6 +22,9 @@ MEDIA_TYPE: Final = "application/problem+json"
 MAX_ERRORS: Final = 20
 """Most entries of `errors` in one answer; `detail` says how many there are."""
 
+UNKNOWN_FIELD: Final = "There is a field here that does not exist"
+"""The name of an unknown field is input too, so it is left out."""
+
 _RETRY: Final = {"Retry-After": "1"}
 _CLOSE: Final = {"Connection": "close"}
 _log = log.get("api")
@@ -142,12 +145,12 @@ def no_task() -> Problem:
 
 
 def field_errors(found: Sequence[ErrorDetails | Any]) -> list[FieldError]:
-    """Pydantic's errors as ours. The name of an unknown field is input too, so it is left out."""
+    """Pydantic's errors as ours."""
     errors = []
     for error in found:
         loc, message = [*error["loc"]], str(error["msg"]).removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            loc, message = loc[:-1], "There is a field here that does not exist"
+            loc, message = loc[:-1], UNKNOWN_FIELD
         errors.append(FieldError(loc=loc, message=message))
     return errors
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from scheduler.api.body import TooLarge, Unfit, payload_text
-from scheduler.api.problems import FieldError, field_errors
+from scheduler.api.problems import UNKNOWN_FIELD, FieldError, field_errors
 from scheduler.backoff import Jitter, Strategy
 from scheduler.config import Settings
 from scheduler.model import DEFAULT_QUEUE, NAME_PATTERN, TYPE_PATTERN, NewTask, Priority, new_id
@@ -127,6 +127,9 @@ def new_task(fields: Any, settings: Settings) -> NewTask:
     Raises:
         Refused: every field that is wrong, or else every rule between the fields that is broken.
     """
+    if isinstance(fields, dict):
+        _check_size(fields, TaskSpec, [])
+        _check_size(fields.get("backoff"), BackoffSpec, ["backoff"])
     try:
         spec = TaskSpec.model_validate(fields)
     except ValidationError as error:
@@ -155,6 +158,12 @@ def new_task(fields: Any, settings: Settings) -> NewTask:
         idempotency_key=spec.idempotency_key,
         fingerprint=_fingerprint(spec, backoff, max_retries) if spec.idempotency_key is not None else None,
     )
+
+
+def _check_size(fields: Any, model: type[BaseModel], loc: list[str | int]) -> None:
+    """Refuse an object of more fields than there are: pydantic would make an error for each, at a price."""
+    if isinstance(fields, dict) and len(fields) > len(model.model_fields):
+        raise Refused([FieldError(loc=loc, message=UNKNOWN_FIELD)])
 
 
 def _backoff(spec: BackoffSpec | None) -> str | None:

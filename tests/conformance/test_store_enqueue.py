@@ -193,6 +193,22 @@ async def test_of_one_key_in_many_batches_at_once_one_task_is_made(store: Store,
     assert {a.result for a in answers} == {"created", "existing"}
 
 
+async def test_batches_with_the_same_keys_do_not_wait_for_each_other(store: Store, db: Database):
+    """One has the keys forwards, one backwards, and both come to the one in the middle, which is taken."""
+    forwards = [keyed(key) for key in "abcde"]
+    backwards = [keyed(key) for key in "edcba"]
+    with db.transaction(commit=False) as other:
+        other.rows(
+            "INSERT INTO idempotency_keys VALUES ('default', 'c', 'f', %s, now() + interval '1 day')",
+            new_id(),
+        )
+        waiting = [asyncio.create_task(store.enqueue(batch)) for batch in (forwards, backwards)]
+        await db.blocked(sessions=2)
+    first, second = [await each for each in waiting]
+    assert {a.task.id for a in first} == {a.task.id for a in second}
+    assert sorted(a.result for a in first + second) == ["created"] * 5 + ["existing"] * 5
+
+
 async def test_a_key_whose_holder_gives_up_is_free(store: Store, db: Database):
     """Whoever waits for the commit of the same key gets the key if that commit does not come."""
     with db.transaction(commit=False) as other:

@@ -99,7 +99,6 @@ def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
     executions = here.value(f"SELECT count(*) FROM task_runs WHERE {EXECUTED}")
     assert 0 <= executions - expected(dealt).runs <= leased
     assert depths.excess(at_least=n // 20) <= 1.2
-    print(
         f"{n=} {seed=} {moment=:.0f} {leased=} extra={executions - expected(dealt).runs} excess={depths.excess(n // 20):.3f} samples={len(depths.samples)}"
     )
 
@@ -114,7 +113,6 @@ def test_redis_is_whole_again_within_five_seconds(site):
         here.client.flushall()
         until(lambda: here.client.hlen(here.key("live")) == here.value(OPEN))
         took_s = time.monotonic() - began
-        print(f"{took_s=:.2f}")
         assert took_s <= 5
         found = index.look(here.client, here.system.settings.redis_prefix)
         assert found.held == set(ids)
@@ -133,7 +131,6 @@ def test_a_full_redis_drains(site, own_redis):
     ids = here.send([{"type": "noop"}] * 6_000)
     assert here.client.info("errorstats")["errorstat_OOM"]["count"] > 0
     assert 0 < here.client.hlen(here.key("live")) < len(ids)
-    print(here.client.hlen(here.key("live")))
     worker.child.signal(signal.SIGCONT)
     here.drained()
     here.prove([*first, *ids])
@@ -167,8 +164,6 @@ def test_what_has_succeeded_leaves_nothing_in_redis(site, own_redis):
     for _ in range(50):
         here.send([{"type": "noop"}] * 20_000)
     here.drained(200)
-    print(f"{time.monotonic() - began:.1f} s")
     assert here.value("SELECT count(*) FROM tasks WHERE status = 'succeeded'") == 1_001_000
     until(lambda: settled_bytes() <= 1.05 * baseline, within_s=20)  # buffers of clients shrink when idle
-    print(baseline, settled_bytes(), keys)
     assert set(here.client.keys("*")) == keys

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ import httpx
 import pytest
 from fix_api import rows
 
+from scheduler.api.body import READ_TIMEOUT_S
 from scheduler.supervisor import free_port
 
 BODY = b'{"type":"noop"}'
@@ -188,6 +190,24 @@ def test_a_chunked_body_is_read_no_further_than_its_limit(settings):
         memory = Path(f"/proc/{api.pid}/status").read_text()
         assert int(re.search(r"VmHWM:\s+(\d+) kB", memory)[1]) < 150 * 1024
         assert httpx.get(f"{api.url}/healthz").is_success
+
+
+@pytest.mark.slow
+def test_a_body_of_a_byte_now_and_then_is_not_waited_for(settings):
+    with serving(settings) as api, api.connect() as link:
+        link.sendall(request(b"", **{"Content-Length": "1000"}))
+        link.settimeout(0.5)
+        began = time.monotonic()
+        answer = b""
+        while not answer and time.monotonic() - began < READ_TIMEOUT_S + 5:
+            link.sendall(b" ")
+            with suppress(TimeoutError):
+                answer = link.recv(65536)
+        assert status(answer) == 408
+        assert time.monotonic() - began < READ_TIMEOUT_S + 2
+        assert b"connection: close" in answer
+        assert link.recv(65536) == b""
+    assert rows(settings) == 0
 
 
 def test_a_client_that_leaves_in_the_middle_does_no_harm(settings):

@@ -19,6 +19,8 @@ class Variant(Protocol):
     """A protocol that lacks something."""
 
     world: ClassVar[Config]
+    breaks: ClassVar[str] = ""
+    """What goes wrong first."""
 
     def __init__(self) -> None:
         super().__init__(self.world)
@@ -28,6 +30,7 @@ class BlindPlace(Variant):
     """1: an entry of `leases` has no owner; whoever comes moves it."""
 
     world = Config(workers=2, max_losses=1)
+    breaks = "I1"
 
     def held_by(self, redis: Redis, token: Token) -> bool:
         return redis.live is not None
@@ -37,6 +40,7 @@ class ReapWithoutLease(Variant):
     """2: the reaper ends the attempt of an entry whose time has come, whatever the row says of its lease."""
 
     world = Config()
+    breaks = "I6"
 
     def reapable(self, row: Row) -> bool:
         return row.status == "running"
@@ -46,6 +50,7 @@ class LeaseInRedis(Variant):
     """3: the deadline in Redis is the lease: a worker that has lost Postgres keeps it running for ever."""
 
     world = Config(cut_off=True)
+    breaks = "L1"
 
     def steps(self, process: Process, fresh: Token) -> Iterator[Step]:
         if process[1] == "cut off":
@@ -64,6 +69,7 @@ class NoAdoption(Variant):
     """4: a running row that Redis has lost waits for its worker to announce it."""
 
     world = Config(crash=EVERYBODY, flush=True)
+    breaks = "L1"
 
     def seen(self, row: Row | None) -> Process:
         return RECONCILER if row and row.status == "running" else super().seen(row)
@@ -73,6 +79,7 @@ class Announcement(Variant):
     """5: a heartbeat that has renewed a lease makes its entry in Redis, if it is missing."""
 
     world = Config()
+    breaks = "I1"
 
     def processes(self) -> tuple[Process, ...]:
         return (*super().processes(), HEARTBEAT)
@@ -98,6 +105,7 @@ class PushLeavesDlq(Variant):
     """6: a redriven id that is pushed stays a dead letter."""
 
     world = Config(redrives=1)
+    breaks = "I1"
 
     def off_dlq(self, redis: Redis) -> Redis:
         return redis
@@ -107,6 +115,7 @@ class BlindDlqAdd(Variant):
     """7: reconcile adds a dead letter without a look at `live`."""
 
     world = Config()
+    breaks = "I1"
 
     def dlq_add(self, redis: Redis) -> tuple[Redis, Any]:
         return redis._replace(dlq=1), None
@@ -116,6 +125,7 @@ class NoDlqDel(Variant):
     """8: no one takes out a dead letter whose row is dead no more."""
 
     world = Config(redrives=1)
+    breaks = "L1"
 
     def dlq_del(self, redis: Redis) -> tuple[Redis, Any]:
         return redis, None
@@ -125,6 +135,7 @@ class NoCensus(Variant):
     """9: no one counts."""
 
     world = Config(evict=1)
+    breaks = "L1"
 
     def census(self, redis: Redis) -> tuple[Redis, Any]:
         return redis, None
@@ -134,6 +145,7 @@ class PlaceWithoutToken(Variant):
     """10: the reaper moves entries that have no token."""
 
     world = Config(evict=1)
+    breaks = "I1"
 
     def held_by(self, redis: Redis, token: Token) -> bool:
         return (redis.live or "") == token
@@ -146,6 +158,7 @@ class UnfencedSettle(Variant):
     """A settle does not ask whether its attempt still holds the row."""
 
     world = Config(max_losses=1)
+    breaks = "I2"
 
     def fence(self, row: Row, attempt: int) -> bool:
         return True
@@ -155,6 +168,7 @@ class ReapByRead(Variant):
     """The reaper reads that a lease has lapsed, and writes by the id alone."""
 
     world = Config()
+    breaks = "I6"
 
     def reaper(self, process: Process) -> Iterator[Step]:
         match process:
@@ -177,6 +191,7 @@ class NoReaper(Variant):
     """Nobody reaps."""
 
     world = Config(crash=EVERYBODY)
+    breaks = "L1"
 
     def processes(self) -> tuple[Process, ...]:
         return tuple(process for process in super().processes() if process != REAPER)
@@ -186,6 +201,7 @@ class NoReconciler(Variant):
     """Nobody compares Redis with the rows."""
 
     world = Config(crash=EVERYBODY)
+    breaks = "L1"
 
     def processes(self) -> tuple[Process, ...]:
         return tuple(process for process in super().processes() if process != RECONCILER)
@@ -195,6 +211,7 @@ class BlindPush(Variant):
     """A push adds an id that is known."""
 
     world = Config()
+    breaks = "I1"
 
     def known(self, redis: Redis) -> bool:
         return False
@@ -204,6 +221,7 @@ class ClaimAgain(Variant):
     """A claim that is sent again, because its answer was lost, starts another attempt."""
 
     world = Config(late=1)
+    breaks = "I3"
 
     def claim(self, row: Row | None, token: Token) -> tuple[Row | None, Any]:
         if row and row.status == "running" and row.token == token:
@@ -219,6 +237,7 @@ class AckBeforeCommit(Variant):
     """
 
     world = Config(crash=("worker",), reconcilers=0)
+    breaks = "L1"
 
     def run(self, process: Process) -> Iterator[Step]:
         if process[1] == "acked":
@@ -275,3 +294,12 @@ class AckWhenFenced(Variant):
 
 LATE_ONLY: tuple[type[Variant], ...] = (DropRunning, AckWhenFenced)
 """Guards that save time only: without them reconcile has to help."""
+
+
+class MendingExpired(Variant):
+    """The reaper drops an entry that nobody owns: then the count is wrong, and the next census mends all."""
+
+    world = Config(evict=2)
+
+    def expired(self, redis: Redis) -> tuple[Redis, Token | None]:
+        return super().expired(redis._replace(leases=0) if redis.live in {None, ""} else redis)

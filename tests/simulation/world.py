@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from reference import Contents
 from reference_index import KEYS, ReferenceIndex
 from reference_store import ReferenceStore
-from reference_tables import id_at
+from reference_tables import Row, id_at
 from simulation.fleet import Api, Program, WorkerProgram, registry
 from simulation.loop import PROCESS, Process, SeededLoop
 from simulation.network import Call, Network, Server
-from simulation.plan import ACTIVE_S, NETWORK, Order, Plan
+from simulation.plan import ACTIVE_S, FORGETFUL, NETWORK, Order, Plan
 
 from scheduler import dlq
 from scheduler.cancel import cancel
@@ -77,6 +78,7 @@ class World:
         self._ids = 0
         self._clients: set[asyncio.Task[None]] = set()
         self._coming = 0
+        self._forgotten = 0
         self._closing = False
 
     def now_ms(self) -> float:
@@ -278,25 +280,40 @@ class World:
 
     def _flush(self) -> None:
         self.index.flush()
+        self._forgot()
 
     def _old(self) -> None:
         self._later(0.1, 1, self._restart, self.index.copy())
 
     def _restart(self, contents: dict[str, Contents]) -> None:
         self.index.restart(contents)
-        self._look_for_damage()
+        self._forgot()
 
     def _evict(self) -> None:
         queue, key = self.rng.choice(self.plan.settings.worker_queues), self.rng.choice(KEYS)
         self.note("lost", f"{queue} {key}")
         self.index.evict(queue, key)
-        self._look_for_damage()
+        self._forgot()
 
-    def _look_for_damage(self) -> None:
-        """Note which shards are damaged: they are, as long as they hold what they hold now."""
+    def _forgot(self) -> None:
+        """Redis has lost something. A damaged shard stays damaged while it holds what it holds now."""
         for queue, shard in self.index.shards.items():
             if shard.held.broken():
                 self._damaged[queue] = shard.held
+        self._forgotten += 1
+        if self.plan.kinds <= FORGETFUL:
+            soon_s = 2 * self.plan.settings.reconcile_interval_ms / 1000 + 0.2
+            self._later(soon_s, soon_s, self._look_for_missing, self._forgotten, self.now_ms())
+
+    def _look_for_missing(self, forgotten: int, at_ms: float, before: Sequence[Row] = ()) -> None:
+        """Redis must know every row that was open when it lost its memory, but those in the middle of a step."""
+        rows = (row for row in self.store.held.tasks.values() if row.created_at < at_ms)
+        open_ = (replace(row) for row in rows if row.finished_at is None)
+        missing = [row for row in open_ if row.id not in self.index.shard(row.queue).held.live]
+        if missing and not before:
+            self._later(0.05, 0.05, self._look_for_missing, forgotten, at_ms, missing)
+        elif forgotten == self._forgotten and any(row in before for row in missing):
+            self.fail(f"two intervals after its loss Redis still lacks {[row.id for row in missing]}")
 
     def _jump(self) -> None:
         self._redis_ahead_ms += self.rng.choice([-2000, -500, 500, 2000])
