@@ -111,13 +111,10 @@ class Arena:
             raise StartError(f"the schema could not be made: {done.stderr.strip()}")
         journal.install(self.postgres.url)
         self.apis = [stand.api("api-1", **wired), stand.api("api-2")]
-        self.workers = [
-            stand.worker("worker-1", **wired),
-            stand.worker("worker-2"),
-            stand.worker("worker-3"),
-        ]
+        self.workers = [stand.worker("worker-1", **wired), stand.worker("worker-2"), stand.worker("worker-3")]
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Part.start, self.parts))
+            for group in (self.workers[1:], [*self.apis, self.workers[0]]):  # whoever is first leads
+                list(pool.map(Part.start, group))
         keeper = threading.Thread(target=self._keep, name="keeper")
         keeper.start()
         stack.callback(keeper.join)

@@ -248,9 +248,9 @@ def _swallow(blow: Blow, name: str, wire: Proxy) -> None:
 
 @nemesis
 def link_delayed(blow: Blow) -> None:
-    """Every packet takes its time."""
+    """Every packet takes its time, up to more than its sender waits."""
     with blow.wire() as (name, wire):
-        latency_s = blow.rng.uniform(0.02, 0.2)
+        latency_s = 0.02 * 100 ** blow.rng.random()
         blow.strike(f"{name} by {latency_s * 1000:.0f} ms", landed=wire.links > 0)
         wire.latency_s = latency_s
         blow.rest(1.0, 3.0)

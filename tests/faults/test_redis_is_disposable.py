@@ -78,7 +78,7 @@ def flush(client: Client, leases: str) -> int:
 @pytest.mark.parametrize(
     ("n", "seed"),
     [
-        pytest.param(3_000, 1),
+        pytest.param(2_000, 1),
         *(
             pytest.param(20_000, seed, marks=[pytest.mark.slow, pytest.mark.timeout(240)])
             for seed in (1, 2, 3)
@@ -87,7 +87,7 @@ def flush(client: Client, leases: str) -> int:
 )
 def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
     """FLUSHALL at a random moment of a burst, when 10 to 60 % of it has ended."""
-    here = site(workers=2, RETRY_BASE_MS=200, RETRY_JITTER_MS=200)
+    here = site(workers=2, RETRY_BASE_MS=100, RETRY_JITTER_MS=100)
     dealt = deck(MIX, n, seed)
     moment = random.Random(seed).uniform(0.1, 0.6) * n
     ids = here.send(dealt)
@@ -99,21 +99,19 @@ def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
     executions = here.value(f"SELECT count(*) FROM task_runs WHERE {EXECUTED}")
     assert 0 <= executions - expected(dealt).runs <= leased
     assert depths.excess(at_least=n // 20) <= 1.2
-        f"{n=} {seed=} {moment=:.0f} {leased=} extra={executions - expected(dealt).runs} excess={depths.excess(n // 20):.3f} samples={len(depths.samples)}"
-    )
 
 
-def test_redis_is_whole_again_within_five_seconds(site):
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=[pytest.mark.slow])])
+def test_redis_is_whole_again_within_five_seconds(site, times):
     """10,000 tasks wait; the worker serves another queue, so all of them stay."""
     here = site(workers=1, WORKER_QUEUES="elsewhere")
     ids = here.send([{"type": "noop"}] * 10_000)
-    for _ in range(3):
+    for _ in range(times):
         until(lambda: here.client.hlen(here.key("live")) == len(ids))
         began = time.monotonic()
         here.client.flushall()
         until(lambda: here.client.hlen(here.key("live")) == here.value(OPEN))
-        took_s = time.monotonic() - began
-        assert took_s <= 5
+        assert time.monotonic() - began <= 5
         found = index.look(here.client, here.system.settings.redis_prefix)
         assert found.held == set(ids)
         assert index.disorder(found) == {}
@@ -160,7 +158,6 @@ def test_what_has_succeeded_leaves_nothing_in_redis(site, own_redis):
 
     keys = set(here.client.keys("*"))
     baseline = min(settled_bytes() for _ in range(5))
-    began = time.monotonic()
     for _ in range(50):
         here.send([{"type": "noop"}] * 20_000)
     here.drained(200)

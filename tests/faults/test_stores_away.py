@@ -26,8 +26,8 @@ RATE = 300
 LEAD_S = 1.0
 """How long the load runs before the store goes away."""
 
-TAIL_S = 4.0
-"""How long it goes on after the store is back: longer than the workers may take to go on."""
+TAIL_S = 2.0
+"""How long it goes on after the store is back."""
 
 COMMIT_S = 1.0
 """ENQUEUE_TIMEOUT_MS."""

@@ -73,6 +73,7 @@ def offset_s(site: Site, worker: Process) -> float:
     return (datetime.fromisoformat(line["timestamp"]) - site.system.now()).total_seconds()
 
 
+@pytest.mark.slow
 def test_workers_with_wrong_clocks_steal_no_lease_and_retry_nothing_early(site, start, tmp_path):
     """One is an hour ahead, one an hour behind, and one jumps, with runs longer than their leases."""
     here = site(
@@ -109,6 +110,7 @@ def test_workers_with_wrong_clocks_steal_no_lease_and_retry_nothing_early(site, 
     assert [round(offset_s(here, worker) / HOUR_S) for worker in workers] == [1, -1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, -1])
 def test_an_api_with_a_wrong_clock_is_served(site, hours):
     """Its ids are off, and that is all: also a task that was never pushed is found."""

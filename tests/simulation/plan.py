@@ -156,6 +156,6 @@ def _order(rng: Random, kinds: frozenset[str], queues: tuple[str, ...]) -> Order
         script=script,
         max_retries=rng.choice([0, 1, 2]),
         timeout_ms=rng.choice([None, None, None, 100]),
-        delay_ms=rng.choice([None, None, 300]),
+        delay_ms=rng.choice([None, None, 300, 1500]),
         key=rng.choice([None, "a", "b"]),
     )
