@@ -108,7 +108,7 @@ def test_a_guard_that_saves_time_only_is_not_needed(variant: type[Variant]) -> N
 
 @pytest.mark.slow
 def test_two_keys_lost_between_two_censuses_may_hide_each_other() -> None:
-    """A known limit: the reaper leaves out an entry that nobody owns, and then the count is right for ever."""
+    """A known limit: the reaper leaves out an entry that nobody owns, and the count stays right for ever."""
     world = MendingExpired.world
     report = explore(Protocol(world))
     print(f"\n{report}")

@@ -306,7 +306,7 @@ class World:
             self._later(soon_s, soon_s, self._look_for_missing, self._forgotten, self.now_ms())
 
     def _look_for_missing(self, forgotten: int, at_ms: float, before: Sequence[Row] = ()) -> None:
-        """Redis must know every row that was open when it lost its memory, but those in the middle of a step."""
+        """Redis must know every row that was open when it lost its memory, but those in mid-step."""
         rows = (row for row in self.store.held.tasks.values() if row.created_at < at_ms)
         open_ = (replace(row) for row in rows if row.finished_at is None)
         missing = [row for row in open_ if row.id not in self.index.shard(row.queue).held.live]
