@@ -30,7 +30,7 @@ from bench.traffic import Book, Traffic
 from bench.watch import Watch, until_quiet
 from scheduler.errors import ConfigError
 
-RATE: Final = 80.0
+RATE: Final = 70.0
 """Tasks a second that the clients would send if nobody had to wait: a little more than the fleet can do, so
 that there is always a queue."""
 

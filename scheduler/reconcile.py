@@ -159,7 +159,7 @@ class Reconciler:
             else:
                 push.append((row.id, row.priority, max(row.due_in_ms, 0)))
         for row, token in zip(rows, known, strict=True):
-            if token is not None and self._overdue(row, token, older=older):
+            if token is not None and self._overdue(row, older=older):
                 nudge.append((row.id, row.priority))
         if push:
             self._repaired("pushed", await failpoints.through("reconcile.push", shard.push(push)))
@@ -176,13 +176,16 @@ class Reconciler:
         """
         return await self._store.unchanged(rows, min_age_ms=_GRACE_MS) if self._second_look else rows
 
-    def _overdue(self, row: OpenRow, token: str, *, older: bool) -> bool:
-        """Redis knows the id and still nothing has happened to it for two intervals."""
+    def _overdue(self, row: OpenRow, *, older: bool) -> bool:
+        """Redis knows the id and still nothing has happened to it for two intervals.
+
+        Also of one that Redis has under a lease: the news that its run has ended may never have come there.
+        """
         late_ms = -2 * self._interval_ms
         if row.status == "running":
             return row.lease_ms < late_ms
         # A queued row may well wait in its list; only the page of older rows pays for a second look at those.
-        return row.due_in_ms < late_ms and token == "" and (older or row.status == "retrying")
+        return row.due_in_ms < late_ms and (older or row.status == "retrying")
 
     async def _dead_rows(self, after: str) -> str | None:
         rows = await self._store.dead_page(after, self._page)

@@ -53,6 +53,12 @@ _TERMS: Final = {
 _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
 
+# One at a time: Postgres has told two that drop or make days at once of a broken catalogue, or of a deadlock.
+_DROP_DAY: Final = """DO $$ BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('task_runs'));
+    DROP TABLE IF EXISTS {day};
+END $$"""
+
 FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -482,7 +488,7 @@ class Store:
         days = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
         for day in days:
             if re.fullmatch(r"task_runs_\d{8}", day):  # from our own catalogue, and checked all the same
-                await self._connections.run(f"DROP TABLE IF EXISTS {day}")
+                await self._connections.run(_DROP_DAY.format(day=day))
         return days
 
     async def expire_keys(self, *, page: int) -> int:

@@ -32,7 +32,7 @@ from scheduler.config import Settings
 from scheduler.handlers import REGISTRY, Registry
 from scheduler.held import Held
 from scheduler.lease import Lessor
-from scheduler.lifecycle import OPEN, TERMINAL
+from scheduler.lifecycle import OPEN
 from scheduler.metrics import Metrics
 from scheduler.model import PRIORITIES, Lease, NewTask, Result, new_id
 from scheduler.pump import Pump
@@ -184,7 +184,8 @@ class Flow:
 
     async def ended(self, *ids: str, within_s: float = 10.0) -> None:
         """Wait until these tasks have reached a terminal status."""
-        await eventually(lambda: all(self.status(id_) in TERMINAL for id_ in ids), within_s)
+        open_ = "SELECT count(*) FROM tasks WHERE id = ANY(%s::uuid[]) AND finished_at IS NULL"
+        await eventually(lambda: self.db.value(open_, list(ids)) == 0, within_s)
 
     async def becomes(self, id_: str, *statuses: str) -> None:
         """Wait until a task has one of these statuses."""
@@ -220,9 +221,11 @@ class Flow:
 
     async def agree(self) -> None:
         """Check that Redis says of every row what the row says, and nothing else."""
-        for row in self.db.rows("SELECT id::text, queue, priority, status, dead_at FROM tasks"):
-            held = await self.contents(row["queue"])
+        queues = {queue: await self.contents(queue) for queue in await self.store.queues()}
+        for held in queues.values():
             assert held.broken() == []
+        for row in self.db.rows("SELECT id::text, queue, priority, status, dead_at FROM tasks"):
+            held = queues.get(row["queue"]) or await self.contents(row["queue"])
             id_, priority = row["id"], row["priority"]
             assert (id_ in held.live) == (row["status"] in OPEN), row
             assert (id_ in held.dlq[priority]) == (row["dead_at"] is not None), row

@@ -3,6 +3,6 @@
 -- in   days
 -- out  how many were missing
 WITH turn AS MATERIALIZED (
-    SELECT pg_advisory_xact_lock(hashtext('make_run_partitions'))
+    SELECT pg_advisory_xact_lock(hashtext('task_runs'))
 )
 SELECT make_run_partitions(:'days'::integer) FROM turn

@@ -6,14 +6,10 @@ import asyncio
 import os
 import random
 import statistics
-import threading
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Self
 
 import psutil
 import pytest
@@ -83,34 +79,6 @@ def test_a_worker_under_saturation_shares_by_weight(site):
     check_shares(order[: min(until_empty, WINDOW + 300)])
 
 
-class Dues:
-    """The due times of all retries of a priority, read from the retry set while they wait there."""
-
-    def __init__(self, site: Site, priority: str) -> None:
-        self._client = site.client
-        self._key = site.key("retry", priority)
-        self._stopping = threading.Event()
-        self._thread = ThreadPoolExecutor(1)
-        self._found: set[tuple[str, float]] = set()
-
-    def __enter__(self) -> Self:
-        self._done = self._thread.submit(self._sample)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.shutdown()
-        self._done.result()
-
-    def _sample(self) -> None:
-        while not self._stopping.wait(0.1):  # none waits there for less than RETRY_BASE_MS
-            self._found.update(self._client.zrange(self._key, 0, -1, withscores=True))
-
-    def seconds(self) -> list[float]:
-        """All due times, in order."""
-        return sorted(score / 1000 for _, score in self._found)
-
-
 CRITICAL: Body = {"type": "noop", "priority": "critical"}
 CRITICAL_RATE = 50
 
@@ -160,22 +128,6 @@ class Others:
 def fail(site: Site, n: int) -> list[str]:
     """Enqueue so many tasks that always fail; each is tried four times."""
     return site.send([{"type": "always_fail", "priority": "low", "max_retries": 3}] * n)
-
-
-@pytest.mark.slow
-def test_retries_are_spread_out(site):
-    """5,000 tasks that always fail: exactly four starts each, and no second that is much fuller than most."""
-    here, n = site(workers=2), 5_000
-    with Dues(here, "low") as dues:
-        ids = fail(here, n)
-        here.drained()
-    here.prove(ids)
-    assert here.system.query("SELECT outcome, count(*) FROM task_runs GROUP BY 1") == [("failed", 4 * n)]
-    assert here.value("SELECT count(*) FROM tasks WHERE dead_at IS NOT NULL") == n
-    due = dues.seconds()
-    assert len(due) > 0.9 * 3 * n  # a late look may have missed some
-    busiest = max(bisect_right(due, second + 1) - i for i, second in enumerate(due))
-    assert busiest <= 3 * len(due) / (due[-1] - due[0])
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from redis import Redis as Client
 from bench import index
 from bench.workload import Mix, deck, expected
 from scheduler.embedded import Redis
+from scheduler.model import Result
+from scheduler.settle import decide
 
 MIX = Mix(flaky=10, fail=5, sleep=5, sleep_ms=50)
 """All four types; the sleepers end well within their lease, so that some runs are always in progress."""
@@ -116,6 +118,23 @@ def test_redis_is_whole_again_within_five_seconds(site, times):
         assert found.held == set(ids)
         assert index.disorder(found) == {}
     assert here.column("SELECT DISTINCT status FROM tasks") == ["queued"]
+
+
+async def test_a_retry_that_redis_takes_for_a_running_task_does_not_wait_for_the_end_of_its_lease(make_flow):
+    """Its settle was committed and Redis never heard of it: a crash, or a flush between the two."""
+    flow = await make_flow(VIS_TIMEOUT_MS=60_000)
+    await flow.enqueue("flaky")
+    await flow.reconciler().reconcile()
+    [lease] = await flow.lease()
+    failed = decide(lease, Result("failed"), None, flow.settings)
+    assert await flow.store.settle([failed], worker="host:1:w1") == {lease.id}
+    flow.db.age(lease.id, 10_000)
+    assert await flow.place(lease.id) == "leases"
+    assert (await flow.reconciler().reconcile())["nudged"] == 1
+    await flow.reaper().step()
+    await flow.pump().step()
+    [again] = await flow.lease()
+    assert again.attempt == 2
 
 
 def test_a_full_redis_drains(site, own_redis):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from simulation.loop import PROCESS, Process, SeededLoop
 from simulation.network import Network, Remote, RemoteIndex
@@ -25,6 +25,8 @@ from scheduler.model import Lease, Result
 from scheduler.run import Cause, Running, run
 from scheduler.store import WorkerIdentity
 from scheduler.worker import Worker
+
+Work = Callable[[dict[str, Any], Context], Awaitable[None]]
 
 METRICS = Metrics()
 
@@ -54,12 +56,19 @@ class WorkerProgram(Program):
     """A worker: its main thread, its heartbeat, and a child for suspects."""
 
     def __init__(
-        self, loop: SeededLoop, name: str, network: Network, settings: Settings, registry: Registry
+        self,
+        loop: SeededLoop,
+        name: str,
+        network: Network,
+        settings: Settings,
+        registry: Registry,
+        work: Work,
     ) -> None:
         super().__init__(loop, name, network)
         self.main = self.child("main")
         self.heart = self.child("heart")
         self.registry = registry
+        self.work = work
         self.worker: Worker | None = None
         self.running = self.main.spawn(self._run(settings))
 
@@ -143,9 +152,18 @@ NO_THREADS: Any = None
 """Handlers of a simulation are coroutines."""
 
 
-def registry(work: Callable[[dict[str, Any], Context], Awaitable[None]], *types: str) -> Registry:
-    """Handlers of these types, all of them `work`; a `sleeper` lets its lease run out."""
+async def _work(payload: dict[str, Any], ctx: Context) -> None:
+    await program().work(payload, ctx)
+
+
+def _registry(*types: str) -> Registry:
+    """All types do the same work; a `sleeper` lets its lease run out."""
     handlers = Registry()
     for type_ in types:
-        handlers.register(type_, heartbeat=type_ != "sleeper")(work)
+        handlers.register(type_, heartbeat=type_ != "sleeper")(_work)
     return handlers
+
+
+OLD: Final = _registry("work", "sleeper")
+NEW: Final = _registry("work", "sleeper", "rare")
+"""The handlers of a worker before and after somebody has added a type."""

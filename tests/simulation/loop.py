@@ -99,6 +99,8 @@ class SeededLoop(asyncio.BaseEventLoop):
             if not task.done():
                 task._log_destroy_pending = False
                 _close(task.get_coro())
+        self._tasks.clear()
+        self._timers.clear()
         self.close()
 
 

@@ -14,7 +14,7 @@ from reference import Contents
 from reference_index import KEYS, ReferenceIndex
 from reference_store import ReferenceStore
 from reference_tables import Row, id_at
-from simulation.fleet import Api, Program, WorkerProgram, registry
+from simulation.fleet import NEW, OLD, Api, Program, WorkerProgram
 from simulation.loop import PROCESS, Process, SeededLoop
 from simulation.network import Call, Network, Server
 from simulation.plan import ACTIVE_S, FORGETFUL, NETWORK, Order, Plan
@@ -68,10 +68,6 @@ class World:
         self.workers: list[WorkerProgram] = []
         self.api: Api
         self._desk = Program(self.loop, "desk", self.network)
-        self._registries = [
-            registry(self._work, "work", "sleeper"),
-            registry(self._work, "work", "sleeper", "rare"),
-        ]
         self._context = copy_context()
         self._redis_ahead_ms = 0
         self._damaged: dict[str, Contents] = {}
@@ -143,12 +139,9 @@ class World:
         for program in alive:
             if program.worker is not None:
                 program.worker.stop()
-        stopped, late = await asyncio.wait(
+        _, late = await asyncio.wait(
             [*(program.running for program in alive), self.api.spawn(self.api.enqueuer.stop())], timeout=10
         )
-        for task in stopped:
-            if task.exception():
-                self.fail(f"a process ended with {task.exception()!r}")
         if late:
             self.fail(f"{len(late)} processes did not stop")
 
@@ -173,13 +166,17 @@ class World:
             return
         number = len(self.workers)
         program = WorkerProgram(
-            self.loop, f"w{number}", self.network, self.plan.settings, self._registries[number % 2]
+            self.loop, f"w{number}", self.network, self.plan.settings, (OLD, NEW)[number % 2], self._work
         )
         self.workers.append(program)
         program.died = lambda: self._later(0.05, 0.4, self._start_worker)
-        program.running.add_done_callback(
-            lambda _: self._later(0.05, 0.4, self._start_worker), context=self._context
-        )
+        program.running.add_done_callback(self._ended, context=self._context)
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        """A worker has stopped, and another one comes in its place."""
+        if error := worker.exception():
+            self.fail(f"a worker ended with {error!r}")
+        self._later(0.05, 0.4, self._start_worker)
 
     def _a_worker(self) -> WorkerProgram | None:
         alive = [w for w in self.workers if not w.dead and not w.running.done()]
