@@ -113,6 +113,7 @@ class Settler:
         self._stopping = True
         self._arrived.set()
         await asyncio.gather(*self._flushers)
+        await self._place([])
 
     def add(self, settlement: Settlement) -> None:
         """Put an outcome in line. Its lease is renewed until the outcome is recorded."""
@@ -127,12 +128,7 @@ class Settler:
         return [*in_hand, *list(self._line)]
 
     async def _flush_loop(self, flusher: int) -> None:
-        while True:
-            while not self._line:
-                if self._stopping:
-                    return
-                self._arrived.clear()
-                await self._arrived.wait()
+        while await self._more():
             batch = [self._line.popleft() for _ in range(min(len(self._line), self._batch))]
             self._in_hand[flusher] = batch
             try:
@@ -144,6 +140,19 @@ class Settler:
                 self._in_hand.pop(flusher, None)
                 for settlement in batch:
                     self._held.drop(settlement.lease)
+
+    async def _more(self) -> bool:
+        """Wait for outcomes or, while Redis has not been told of some, for a while; False at the end."""
+        while not self._line:
+            if self._stopping:
+                return False
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(_LONGEST_PAUSE_S if self._unplaced else None):
+                    await self._arrived.wait()
+            except TimeoutError:
+                break
+        return True
 
     async def _record(self, batch: Sequence[Settlement]) -> list[Settlement]:
         """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go."""
@@ -212,8 +221,9 @@ class Settler:
                 observe(value)
 
     async def _place(self, settled: Sequence[Settlement]) -> None:
-        """Tell Redis. What cannot be told now is told with a later batch; the guard is the lease's token."""
+        """Tell Redis, also what it could not be told before; the guard is the lease's token."""
         moves = defaultdict(list)
+        first = not self._unplaced
         while self._unplaced:
             queue, earlier = self._unplaced.popleft()
             moves[queue].append(earlier)
@@ -225,5 +235,6 @@ class Settler:
                 place = self._index.shard(queue).place(batch)
                 self._metrics.acks.inc(await failpoints.through(f"{point}.place", place))
             except QueueError as error:
-                self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))
+                if first:
+                    self._log.warning("ids stay leased for now", tasks=len(batch), error=str(error))
                 self._unplaced.extend((queue, m) for m in batch)

@@ -222,8 +222,10 @@ class Flow:
     async def agree(self) -> None:
         """Check that Redis says of every row what the row says, and nothing else."""
         queues = {queue: await self.contents(queue) for queue in await self.store.queues()}
+        ids = {row["id"] for row in self.db.rows("SELECT id::text FROM tasks")}
         for held in queues.values():
             assert held.broken() == []
+            assert set(held.live) <= ids
         for row in self.db.rows("SELECT id::text, queue, priority, status, dead_at FROM tasks"):
             held = queues.get(row["queue"]) or await self.contents(row["queue"])
             id_, priority = row["id"], row["priority"]

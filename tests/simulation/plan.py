@@ -15,7 +15,7 @@ from scheduler import config
 from scheduler.config import Settings
 from scheduler.model import PRIORITIES, Priority
 
-ACTIVE_S = 2.0
+ACTIVE_S = 1.5
 """How long new tasks and trouble keep coming."""
 
 NETWORK = ("refused", "slow", "lost", "late")
@@ -116,9 +116,9 @@ def plan(seed: int) -> Plan:
         enqueue_batch_size=rng.choice([1, 500]),
         enqueue_timeout_ms=400,
         reaper_batch_size=rng.choice([1, 3, 100]),
-        reaper_scan_interval_ms=250,
+        reaper_scan_interval_ms=300,
         retry_batch_size=rng.choice([1, 100]),
-        retry_scan_interval_ms=150,
+        retry_scan_interval_ms=250,
         reconcile_batch_size=rng.choice([1, 3, 1000]),
         reconcile_interval_ms=400,
         retry_base_ms=50,

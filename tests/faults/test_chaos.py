@@ -1,0 +1,32 @@
+"""The whole system under faults that a seed draws: nothing is lost, and a build without a guard is found out.
+
+`bench chaos --seeds 1-40` runs more of them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.chaos import line, run_and_keep
+
+SECONDS = 25.0
+TRIES = 3
+"""Within so many seeds a broken build must fail. Which task a fault hits is the machine's affair."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_nothing_is_lost_under_seed(seed, tmp_path):
+    record = run_and_keep(seed, SECONDS, build=None, out=tmp_path / "chaos.jsonl")
+    assert record["passed"], line(record)
+    assert record["counts"], line(record)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("build", ["fence-off", "reaper-off", "reconcile-off", "push-twice"])
+def test_chaos_finds_out_a_build_without_a_guard(build, tmp_path):
+    out = tmp_path / "chaos.jsonl"
+    records = (run_and_keep(seed, SECONDS, build=build, out=out) for seed in range(1, TRIES + 1))
+    assert not all(record["passed"] for record in records)
