@@ -16,7 +16,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from bench import index, journal
-from bench.checks import CHECKS, KEY_CHECKS, UNEXPECTED
+from bench.checks import CHECKS, KEY_CHECKS, NOT_ENDED, UNEXPECTED
 from bench.index import Index
 from bench.workload import Deck, Expected, expected
 
@@ -109,32 +109,59 @@ def audit(
         slack_s: STORE_TIMEOUT_MS of the fleet, in seconds: see `checks.py`.
         patience_s: How long Redis, which is told after each commit, may take to agree with Postgres.
     """
-    checks = [check("given twice", "one id for two acceptances", _twice(accepted))]
     with psycopg.connect(postgres_url) as connection:
-        _fill(connection, accepted, keys or {})
-        if doubtful is not None:
-            found = _ids(connection, UNEXPECTED)
-            checks.append(check("unexpected", "a task that nobody sent", found[doubtful:]))
-            connection.execute("INSERT INTO sent SELECT id FROM tasks ON CONFLICT DO NOTHING")
-        asked = CHECKS if keys is None else CHECKS | KEY_CHECKS
-        params = {"max_losses": max_losses, "slack_s": slack_s}
-        for name, (meaning, sql) in asked.items():
-            checks.append(check(name, meaning, _ids(connection, sql, params)))
-        if _ids(connection, "SELECT 'kept' WHERE to_regclass('task_moves') IS NOT NULL"):
-            found = _ids(connection, journal.AGAINST_THE_RULES)
-            checks.append(check("moved against the rules", "see lifecycle: no such step", found))
-        statuses = _pairs(
-            connection, "SELECT t.status, count(*) FROM sent JOIN tasks AS t USING (id) GROUP BY 1"
+        checks, statuses = judge_rows(
+            connection,
+            accepted,
+            keys=keys,
+            doubtful=doubtful,
+            exactly=exactly,
+            max_losses=max_losses,
+            slack_s=slack_s,
         )
-        if exactly is not None:
-            checks += _exactly(connection, exactly)
-        sent = None if doubtful is not None else set(accepted)
         rows = _Rows(
-            sent,
+            None if doubtful is not None else set(accepted),
             set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE finished_at IS NULL")),
             set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL")),
         )
     return Verdict(len(accepted), statuses, (*checks, *_agreement(redis_url, prefix, rows, patience_s)))
+
+
+def judge_rows(
+    connection: Connection,
+    accepted: Sequence[str],
+    *,
+    keys: Mapping[str, Collection[str]] | None = None,
+    doubtful: int | None = None,
+    exactly: Expected | None = None,
+    max_losses: int = 3,
+    slack_s: float = 5.0,
+    everything: bool = False,
+    unfinished: bool = False,
+) -> tuple[list[Check], dict[str, int]]:
+    """What Postgres says of the tasks: the checks, and how many tasks are in each status.
+
+    It is asked within a transaction, and as `audit` is. If `everything` is to be judged, it is all tasks that
+    there are, whoever sent them; if they may be `unfinished`, one that has not ended is no offence.
+    """
+    checks = [check("given twice", "one id for two acceptances", _twice(accepted))]
+    _fill(connection, accepted, keys or {})
+    if doubtful is not None:
+        found = _ids(connection, UNEXPECTED)
+        checks.append(check("unexpected", "a task that nobody sent", found[doubtful:]))
+    if everything or doubtful is not None:
+        connection.execute("INSERT INTO sent SELECT id FROM tasks ON CONFLICT DO NOTHING")
+    params = {"max_losses": max_losses, "slack_s": slack_s}
+    for name, (meaning, sql) in (CHECKS | (KEY_CHECKS if keys is not None else {})).items():
+        if not (unfinished and name == NOT_ENDED):
+            checks.append(check(name, meaning, _ids(connection, sql, params)))
+    if _ids(connection, "SELECT 'kept' WHERE to_regclass('task_moves') IS NOT NULL"):
+        found = _ids(connection, journal.AGAINST_THE_RULES)
+        checks.append(check("moved against the rules", "see lifecycle: no such step", found))
+    if exactly is not None:
+        checks += _exactly(connection, exactly)
+    statuses = "SELECT t.status, count(*) FROM sent JOIN tasks AS t USING (id) GROUP BY 1"
+    return checks, _pairs(connection, statuses)
 
 
 def deck_expected(dealt: Deck, places: Iterable[int], *, max_losses: int, lease_ms: int) -> Expected:

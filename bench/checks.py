@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
+NOT_ENDED: Final = "not ended"
+
 CHECKS: Final[dict[str, tuple[str, LiteralString]]] = {
     "lost": (
         "accepted, and no row is there",
         "SELECT s.id FROM sent AS s LEFT JOIN tasks AS t USING (id) WHERE t.id IS NULL",
     ),
-    "not ended": (
+    NOT_ENDED: (
         "accepted, and not in a terminal status",
         """
         SELECT s.id FROM sent AS s JOIN tasks AS t USING (id)

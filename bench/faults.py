@@ -282,13 +282,15 @@ ALWAYS: Final = (
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
-    """The faults of a run, in order: the same for the same seed and length, on every machine."""
+    """The faults of a run, in order: the same for the same seed and length, on every machine.
+
+    Beside those that are always there, the kinds take turns, so that a few seeds in a row have them all.
+    """
     rng = random.Random(seed)
     n = max(len(ALWAYS), round((seconds - _FIRST_S - _LAST_S) / _EVERY_S))
     others = [kind for kind in NEMESES if kind not in ALWAYS]
-    kinds = [*ALWAYS]
-    while len(kinds) < n:
-        kinds += rng.sample(others, min(len(others), n - len(kinds)))
+    free = n - len(ALWAYS)
+    kinds = [*ALWAYS, *(others[(seed * free + i) % len(others)] for i in range(free))]
     rng.shuffle(kinds)
     step = (seconds - _FIRST_S - _LAST_S) / n
     return [

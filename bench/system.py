@@ -71,9 +71,7 @@ class System:
     @property
     def redis_url(self) -> str:
         """Redis, for the observer's own look."""
-        scheme, _, place = self.settings.redis_addr.partition("://")
-        secret = self.settings.redis_pass
-        return f"{scheme}://:{quote(secret, safe='')}@{place}" if secret else f"{scheme}://{place}"
+        return redis_url_of(self.settings)
 
     @property
     def endpoints(self) -> list[str]:
@@ -118,6 +116,22 @@ class System:
         """One statement without rows."""
         with psycopg.connect(self.postgres_url, autocommit=True) as connection:
             connection.execute(sql.encode())
+
+
+def read_settings(env: Mapping[str, str]) -> Settings:
+    """The settings of a system that runs already, from the variables that it was started with.
+
+    Raises:
+        ConfigError: one is malformed.
+    """
+    return load(env)[0]
+
+
+def redis_url_of(settings: Settings) -> str:
+    """Where the Redis of a system is, with the password that it wants."""
+    scheme, _, place = settings.redis_addr.partition("://")
+    secret = settings.redis_pass
+    return f"{scheme}://:{quote(secret, safe='')}@{place}" if secret else f"{scheme}://{place}"
 
 
 def settings_of(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

@@ -150,6 +150,7 @@ async def test_a_commit_whose_answer_is_lost_is_asked_again_and_made_once(
         link.swallow("down")
         waiting = asyncio.create_task(enqueuer.submit([new_task(delay_ms=60_000), new_task()]))
         await eventually(lambda: flow.db.count("tasks") == 3)
+        link.reset()
         link.heal()
         answers = await waiting
     assert [a.result for a in answers] == ["created", "created"]

@@ -177,6 +177,7 @@ async def test_a_claim_whose_answer_is_lost_is_asked_again_and_starts_nothing_tw
     link.swallow("down")
     taking = asyncio.create_task(flow.lease())
     await eventually(lambda: flow.db.value("SELECT count(*) FROM tasks WHERE status = 'running'") == 3)
+    link.reset()
     link.heal()
     assert [(lease.id, lease.attempt) for lease in await taking] == [(id_, 1) for id_ in ids]
     await flow.agree()

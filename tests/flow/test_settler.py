@@ -255,6 +255,7 @@ async def test_a_settle_whose_answer_is_lost_is_sent_again_and_counts_once(
     link.swallow("down")
     settling = asyncio.create_task(flow.settle(lease, kind="failed"))
     await flow.becomes(lease.id, "retrying")
+    link.reset()
     link.heal()
     await settling
     assert (flow.db.outcomes(lease.id), flow.db.task(lease.id)["failures"]) == (["failed"], 1)

@@ -283,7 +283,7 @@ def belongs(row: Row | None) -> tuple[str, Token]:
     if row.status == "running":
         return "held", row.token
     if row.status in CLAIMABLE:
-        return "tail" if row.due else "retry", ""
+        return "tail" if row.status == "queued" and row.due else "retry", ""
     return "dead" if is_dead(row) else "gone", ""
 
 

@@ -36,10 +36,14 @@ EVENTS = (
     "purge",
 )
 TASKS = ("poison", "sleeper", "rare", "slow_clock", "fast_clock")
+ALL = (*NETWORK, *EVENTS, *TASKS)
+
 RUN_LOST = {"crash", "stall", "block", "late", "no_postgres", "poison", "sleeper"}
 """Trouble by which a run may be lost though its handler did its work."""
 
-FORGETFUL = {
+CALM = tuple(kind for kind in ALL if kind not in RUN_LOST)
+
+FORGETFUL = (
     "flush",
     "old",
     "evict",
@@ -50,8 +54,8 @@ FORGETFUL = {
     "rare",
     "slow_clock",
     "fast_clock",
-}
-"""Trouble that costs Redis its memory and nobody's answer: then it must be whole again soon."""
+)
+"""Trouble that costs Redis its memory and nobody an answer: then it must be whole again soon."""
 
 _BASE = config.load({})[0]
 
@@ -95,17 +99,18 @@ class Plan:
 def plan(seed: int) -> Plan:
     """The plan of a seed."""
     rng = Random(f"plan {seed}")
-    often, calm = rng.choice([0.1, 0.25, 0.5]), rng.random() < 0.4
-    drawn = [kind for kind in (*NETWORK, *EVENTS, *TASKS) if rng.random() < often]
-    kinds = frozenset(kind for kind in drawn if not (calm and kind in RUN_LOST))
-    events = [
-        (rng.uniform(0, ACTIVE_S), kind)
-        for kind in EVENTS
-        if kind in kinds
-        for _ in range(rng.choice([1, 1, 2]))
-    ]
+    often, possible = rng.choice([0.15, 0.3, 0.5]), rng.choice([ALL, ALL, ALL, CALM, FORGETFUL])
+    kinds = frozenset(kind for kind in possible if rng.random() < often)
+    times = {kind: rng.choice([1, 2, 3]) for kind in EVENTS if kind in kinds}
+    events = [(rng.uniform(0, ACTIVE_S), kind) for kind in times for _ in range(times[kind])]
     queues = rng.choice([("default",), ("default",), ("default", "mail")])
-    settings = replace(
+    orders = [_order(rng, kinds, queues) for _ in range(rng.randint(2, 9))]
+    return Plan(seed, kinds, _settings(rng, queues), rng.choice([1, 2, 2]), orders, events)
+
+
+def _settings(rng: Random, queues: tuple[str, ...]) -> Settings:
+    """Small batches and short waits, so that there is much to happen between."""
+    return replace(
         _BASE,
         vis_timeout_ms=1000,
         worker_queues=queues,
@@ -131,14 +136,14 @@ def plan(seed: int) -> Plan:
         metrics_sample_ms=10**8,
         housekeeping_interval_ms=10**8,
     )
-    orders = [_order(rng, kinds, queues) for _ in range(rng.randint(2, 9))]
-    return Plan(seed, kinds, settings, rng.choice([1, 2, 2]), orders, events)
 
 
 def _order(rng: Random, kinds: frozenset[str], queues: tuple[str, ...]) -> Order:
     type_ = "work"
+    # A worker that stalls is missed only if it was at work.
+    durations_ms = [300, 300, 1200] if "stall" in kinds else [0, 0, 5, 50, 300, 1200]
     script = {
-        "ms": rng.choice([0, 0, 5, 50, 300, 1200]),
+        "ms": rng.choice(durations_ms),
         "fails": rng.choice([0, 0, 0, 1, 2, 9]),
         "how": rng.choice(["error", "error", "retry", "reject"]),
     }

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from simulation.plan import EVENTS, NETWORK, TASKS, plan
+from simulation.plan import ALL, plan
 from simulation.run import Report, simulate
 
 FEW = 300
@@ -66,5 +66,5 @@ def test_a_log_is_not_needed_for_the_same_end():
 
 def test_the_seeds_bring_every_kind_of_trouble():
     plans = [plan(seed) for seed in range(FEW)]
-    assert {kind for plan in plans for kind in plan.kinds} == {*NETWORK, *EVENTS, *TASKS}
+    assert {kind for plan in plans for kind in plan.kinds} == set(ALL)
     assert sum(plan.calm for plan in plans) > FEW / 10

@@ -179,8 +179,10 @@ class World:
         self._later(0.05, 0.4, self._start_worker)
 
     def _a_worker(self) -> WorkerProgram | None:
+        """One that runs something, if there is one."""
         alive = [w for w in self.workers if not w.dead and not w.running.done()]
-        return self.rng.choice(alive) if alive else None
+        busy = [w for w in alive if w.worker and w.worker._slots.busy]
+        return self.rng.choice(busy or alive) if alive else None
 
     async def _work(self, payload: dict[str, Any], ctx: Context) -> None:
         """The handler of every type: does what the script says."""
@@ -257,7 +259,7 @@ class World:
 
     def _stall(self) -> None:
         if worker := self._a_worker():
-            self._stop_for(1.2, 2.5, worker)
+            self._stop_for(1.1, 2, worker)
 
     def _block(self) -> None:
         if worker := self._a_worker():
@@ -298,7 +300,7 @@ class World:
             if shard.held.broken():
                 self._damaged[queue] = shard.held
         self._forgotten += 1
-        if self.plan.kinds <= FORGETFUL:
+        if self.plan.kinds.issubset(FORGETFUL):
             soon_s = 2 * self.plan.settings.reconcile_interval_ms / 1000 + 0.2
             self._later(soon_s, soon_s, self._look_for_missing, self._forgotten, self.now_ms())
 
