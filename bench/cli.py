@@ -13,7 +13,10 @@ from scheduler.errors import SchedulerError, StartError
 _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
     "load": ("bench.load_cli", "send a mix of tasks to a running API"),
-    "audit": ("bench.audit_cli", "judge the tasks of a ledger: are they all where they must be?"),
+    "audit": (
+        "bench.audit_cli",
+        "judge the tasks of a ledger, or a live system: is everything where it must be?",
+    ),
     "chaos": ("bench.chaos", "harm a working system in every way that a seed draws, and audit it"),
     "ratios": (
         "bench.ratios",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import pytest
 import redis
+from fix_process import environment
 from history import History, Run
 
 from bench import drift, index
@@ -59,8 +63,6 @@ def database(servers):
 
 @pytest.fixture
 def stores(database, redis_url):
-    import psycopg
-
     history = History(database)
     with index.connected(redis_url) as client, psycopg.connect(database, autocommit=True) as connection:
         yield Stores(history, client, connection)
@@ -134,14 +136,10 @@ def test_dead_letters_that_stay_different_are_adrift(stores):
 
 
 @pytest.fixture
-def bench(scheduler, here):
+def bench(here):
     """Run `bench audit` on the two stores of the test."""
-    from fix_process import environment
 
     def run(*words: str, **variables: str):
-        import subprocess
-        import sys
-
         return subprocess.run(
             [sys.executable, "-m", "bench", "audit", *words],
             env=environment(**here | variables),
@@ -235,12 +233,7 @@ def test_the_exporter_shows_every_kind():
 
 
 def test_watching_tells_what_is_adrift_and_shows_it(planted, here):
-    from fix_process import environment
-
     missing = planted.history.task("queued")
-    import subprocess
-    import sys
-
     words = ["audit", "--live", "--watch", "0.2", "--metrics-addr", "127.0.0.1:0"]
     watching = subprocess.Popen(
         [sys.executable, "-m", "bench", *words],

@@ -283,18 +283,22 @@ async def walk(stage: Stage, world: World, rng: random.Random) -> list[str]:
     return calls
 
 
-async def test_the_stores_go_where_the_model_goes(stage: Stage) -> None:
+async def walks(stage: Stage, world: World) -> Counter[str]:
+    """Many walks; how often each call was carried out."""
     rng, calls = random.Random(20), Counter[str]()
-    for world in (World(Protocol(WORLD)), World(Protocol(CALLS_ONLY))):
-        for _ in range(WALKS):
-            calls.update(await walk(stage, world, rng))
+    for _ in range(WALKS):
+        calls.update(await walk(stage, world, rng))
+    return calls
+
+
+async def test_the_stores_go_where_the_model_goes(stage: Stage) -> None:
+    calls = await walks(stage, World(Protocol(WORLD)))
+    calls += await walks(stage, World(Protocol(CALLS_ONLY)))
     print(f"\n{calls.total()} calls in {2 * WALKS} walks: {dict(calls)}")
     assert set(calls) == SCRIPTS | STATEMENTS | {"give_up"}
 
 
 @pytest.mark.parametrize("variant", [BlindPush, ReapWithoutLease, UnfencedSettle])
 async def test_a_walk_notices_that_model_and_stores_differ(stage: Stage, variant: type[Variant]) -> None:
-    rng, world = random.Random(20), World(variant())
     with pytest.raises(AssertionError, match="client new insert"):
-        for _ in range(WALKS):
-            await walk(stage, world, rng)
+        await walks(stage, World(variant()))
