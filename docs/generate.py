@@ -45,7 +45,8 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "bench": {
         "Inputs": "workload work builds",
         "Acting": "system stand proxy arena faults http delivery load burst traffic",
-        "Observing": "scrape sampling receipts ledger journal index watch checks audit drift agreement observation",
+        "Observing": "scrape sampling receipts ledger journal index watch checks audit drift agreement"
+        " observation",
         "Telling": "report plots progress",
         "Commands": "demo load_cli audit_cli chaos ratios notebooks cli",
     },

@@ -12,8 +12,7 @@ from fix_store import TOKEN, Database
 from waiting import eventually
 
 from scheduler.errors import StoreUnavailable
-from scheduler.model import Result, new_id
-from scheduler.settle import decide
+from scheduler.model import new_id
 from scheduler.store import FIRST_ID
 
 LONG_MS = 60_000
@@ -89,7 +88,7 @@ async def test_a_running_task_is_adopted_by_its_own_lease(flow: Flow):
     """Its worker lives and knows nothing: it settles and acknowledges as if nothing had happened."""
     await flow.enqueue()
     (lease,) = await flow.lease()
-    await rest(flow)
+    await flow.rest()
     await flow.client.flushall()
     await flow.reconciler().reconcile()
     assert (await flow.contents()).live == {lease.id: lease.token}
@@ -108,28 +107,12 @@ async def test_a_lapsed_lease_is_adopted_too_and_only_the_reaper_reaps(flow: Flo
     await flow.agree()
 
 
-async def test_dead_letters_come_back_in_the_order_of_their_deaths(flow: Flow):
-    seen_before(flow)
-    ids = [flow.db.put("dead") for _ in range(3)]
-    for id_, ms in zip(ids, (1000, 9000, 5000), strict=True):
-        flow.db.age(id_, ms)
-    await flow.reconciler().reconcile()
-    assert await flow.shard.dlq_page("default", 0, 10) == [ids[1], ids[2], ids[0]]
-
-
-async def rest(flow: Flow) -> None:
-    """Let reconcile find that all is well, so that what it finds next is the test's doing."""
-    reconciler = flow.reconciler()
-    await reconciler.reconcile()
-    assert await reconciler.reconcile() == {}
-
-
 async def test_a_pass_that_finds_nothing_wrong_changes_nothing_but_the_epoch(flow: Flow):
     for _ in range(3):
         await flow.enqueue()
     await flow.enqueue(delay_ms=LONG_MS)
     await flow.lease(1)
-    await rest(flow)
+    await flow.rest()
     before, rows = await flow.contents(), flow.db.rows("SELECT *, xmin FROM tasks ORDER BY id")
     assert await flow.reconciler().reconcile() == {}
     after = await flow.contents()
@@ -141,7 +124,7 @@ async def test_a_pass_that_finds_nothing_wrong_changes_nothing_but_the_epoch(flo
 async def test_a_task_that_was_committed_and_never_pushed_is_pushed(flow: Flow):
     """Its API died between the two. Not at once: it may be on its way."""
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     id_ = await flow.enqueue(push=False)
     reconciler = flow.reconciler()
     assert await reconciler.reconcile() == {}, "it is young"
@@ -154,7 +137,7 @@ async def test_a_task_that_was_committed_and_never_pushed_is_pushed(flow: Flow):
 async def test_an_api_whose_clock_is_off_is_served_as_soon(flow: Flow, hours: int):
     """Ids are named by the clock of the API; when a row was made is for Postgres to say."""
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     by = f"interval '{hours} hours'"
     id_ = flow.db.value(f"SELECT uuid_at(now() + {by})::text")[:-12] + new_id()[-12:]
     await flow.enqueue(id_=id_, push=False)
@@ -166,7 +149,7 @@ async def test_an_api_whose_clock_is_off_is_served_as_soon(flow: Flow, hours: in
 async def test_a_redriven_task_that_was_not_pushed_is_pushed(flow: Flow):
     id_ = flow.db.put("dead", due_ms=-5000)
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     flow.db.age(id_, 5000)
     flow.db.rows("UPDATE tasks SET status = 'queued', dead_at = NULL, dead_reason = NULL, finished_at = NULL")
     assert await flow.reconciler().reconcile() == {"pushed": 1}
@@ -198,7 +181,7 @@ async def test_an_evicted_key_is_noticed_and_all_is_rebuilt(flow: Flow, kind: st
     ready = [await flow.enqueue() for _ in range(3)]
     delayed = await flow.enqueue(delay_ms=LONG_MS)
     (lease,) = await flow.lease(1)
-    await rest(flow)
+    await flow.rest()
     await flow.client.delete(flow.shard.key(kind, "default" if kind in {"q", "retry"} else None))
     found = await flow.reconciler().reconcile()
     assert found == {"rebuilt": 1, "pushed": 3, "adopted": 1}
@@ -209,7 +192,7 @@ async def test_an_evicted_key_is_noticed_and_all_is_rebuilt(flow: Flow, kind: st
 
 async def test_a_lost_epoch_alone_is_a_lost_memory(flow: Flow):
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     await flow.client.delete(flow.shard.key("epoch"))
     assert await flow.reconciler().reconcile() == {"rebuilt": 1}
     assert await flow.reconciler().reconcile() == {}
@@ -218,14 +201,14 @@ async def test_a_lost_epoch_alone_is_a_lost_memory(flow: Flow):
 async def test_an_old_state_that_comes_back_is_completed_and_does_no_harm(flow: Flow):
     """A dump of an hour ago: finished tasks return, new ones are missing, and one is another worker's now."""
     done, taken, dead = [await flow.enqueue() for _ in range(3)]
-    await rest(flow)
+    await flow.rest()
     old = await flow.contents()
     leases = {lease.id: lease for lease in await flow.lease()}
     await flow.settle(leases[done])
     await flow.settle(leases[dead], kind="rejected")
     new = await flow.enqueue()
     flow.db.age(new, LONG_MS)
-    await rest(flow)
+    await flow.rest()
     await flow.restore(old)
     found = await flow.reconciler().reconcile()
     assert found["rebuilt"] == 1
@@ -243,7 +226,7 @@ async def test_an_old_state_that_comes_back_is_completed_and_does_no_harm(flow: 
 async def test_a_redis_that_was_restarted_is_compared_with_all_rows(flow: Flow):
     """It may have lost its last second; nothing in it says so, but its run has another name."""
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     flow.db.rows("UPDATE queues SET redis_run_id = 'another run'")
     old = flow.db.put("queued")  # older than any pass looks back would not matter
     flow.db.age(old, LONG_MS)
@@ -265,7 +248,7 @@ async def test_the_epoch_rises_with_every_pass_and_is_mirrored(flow: Flow):
 async def test_a_loss_in_the_middle_of_a_pass_is_not_papered_over(flow: Flow, swept: bool):
     """The pass ends as if all were well; the next one must see that it was not."""
     ids = [await flow.enqueue() for _ in range(3)]
-    await rest(flow)
+    await flow.rest()
     if swept:
         await flow.client.flushall()
     with flow.db.transaction() as other:
@@ -288,7 +271,7 @@ async def test_a_sweep_that_did_not_come_to_its_end_is_done_again(
     link = proxy(flow_db.url)
     flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=500, RECONCILE_BATCH_SIZE=2)
     ids = [await flow.enqueue() for _ in range(7)]
-    await rest(flow)
+    await flow.rest()
     await flow.client.flushall()
     link.latency_s = 0.02
     sweeping = asyncio.create_task(flow.reconciler().reconcile())
@@ -320,7 +303,7 @@ async def test_a_retry_that_redis_would_keep_for_too_long_is_nudged(flow: Flow):
 async def test_a_lapsed_lease_that_redis_would_keep_for_too_long_is_nudged(flow: Flow):
     id_ = await flow.enqueue()
     await flow.lease()
-    await rest(flow)
+    await flow.rest()
     flow.db.age(id_, LONG_MS)
     assert await flow.reconciler().reconcile() == {"nudged": 1}
     await flow.reaper().step()
@@ -328,59 +311,11 @@ async def test_a_lapsed_lease_that_redis_would_keep_for_too_long_is_nudged(flow:
     await flow.agree()
 
 
-async def test_a_dead_letter_that_redis_lacks_is_added(flow: Flow):
-    id_ = await flow.enqueue(priority="low")
-    (lease,) = await flow.lease()
-    await rest(flow)
-    await flow.settle(lease, kind="rejected")
-    await flow.client.delete(flow.shard.key("dlq", "low"))
-    assert await flow.reconciler().reconcile() == {"dlq_added": 1}
-    assert await flow.place(id_) == "dlq:low"
-
-
-async def test_a_dead_letter_on_its_way_is_not_overtaken(flow: Flow):
-    """Settled and not yet acknowledged: the trace of guard 7."""
-    await flow.enqueue()
-    (lease,) = await flow.lease()
-    await rest(flow)
-    await flow.store.settle([decide(lease, Result("rejected"), None, flow.settings)], worker="w")
-    assert await flow.reconciler().reconcile() == {}
-    assert await flow.place(lease.id) == "leases"
-
-
-@pytest.mark.parametrize("status", ["queued", "succeeded", "cancelled", "purged", "unknown", "forged"])
-async def test_an_entry_that_is_no_dead_letter_is_removed(flow: Flow, status: str):
-    await flow.enqueue()
-    await rest(flow)
-    made = {"purged": lambda: flow.db.put("dead", dead_at=None), "unknown": new_id, "forged": lambda: "{a,b"}
-    id_ = made[status]() if status in made else flow.db.put(status)
-    flow.db.rows("DELETE FROM tasks WHERE id::text = %s AND status = 'queued'", id_)
-    dead = flow.db.put("dead", priority="low")
-    await flow.shard.dlq_add([(id_, "low", 0), (dead, "low", 0)])
-    assert await flow.reconciler().reconcile() == {"dlq_removed": 1}
-    assert await flow.shard.dlq_page("low", 0, 10) == [dead]
-
-
-async def test_pages_of_dead_letters_take_turns_in_every_queue(make_flow: MakeFlow):
-    """What is wrong in the last page of one queue is found, whatever the other queues hold."""
-    flow = await make_flow(RECONCILE_BATCH_SIZE=2)
-    await flow.enqueue()
-    await flow.enqueue(queue="mail")
-    await rest(flow)
-    dead = [flow.db.put("dead", priority="low") for _ in range(5)]
-    stray = new_id()
-    await flow.shard.dlq_add([*((id_, "low", 1000) for id_ in dead), (stray, "low", 0)])
-    reconciler = flow.reconciler()
-    found = [await reconciler.reconcile() for _ in range(4)]
-    assert {"dlq_removed": 1} in found
-    assert await flow.shard.dlq_page("low", 0, 10) == dead
-
-
 async def test_older_rows_take_turns_page_by_page(make_flow: MakeFlow):
     flow = await make_flow(RECONCILE_BATCH_SIZE=2)
     await flow.enqueue()
     old = [flow.db.value(f"SELECT uuid_at(now() - interval '{n} hours')::text") for n in range(9, 3, -1)]
-    await rest(flow)
+    await flow.rest()
     for id_ in old:
         flow.db.put("queued", id=id_)
         flow.db.age(id_, LONG_MS)
@@ -391,7 +326,7 @@ async def test_older_rows_take_turns_page_by_page(make_flow: MakeFlow):
 
 async def test_every_queue_is_rebuilt(flow: Flow):
     ids = {queue: await flow.enqueue(queue=queue) for queue in ("default", "mail")}
-    await rest(flow)
+    await flow.rest()
     await flow.client.delete(*flow.index.shard("mail").names)
     assert await flow.reconciler().reconcile() == {"rebuilt": 1, "pushed": 1}
     assert [(await flow.contents(queue)).q["default"] for queue in ids] == [[id_] for id_ in ids.values()]
@@ -419,7 +354,7 @@ async def test_any_number_at_once_is_correct(flow: Flow):
 
 async def test_people_can_ask_for_all_rows(flow: Flow):
     await flow.enqueue()
-    await rest(flow)
+    await flow.rest()
     old = flow.db.put("queued", id=flow.db.value("SELECT uuid_at(now() - interval '90 days')::text"))
     assert await flow.reconciler().reconcile(everything=True) == {"rebuilt": 1, "pushed": 1}
     assert await flow.place(old) == "q:default"

@@ -22,7 +22,7 @@ from scheduler.heartbeat import Heartbeat
 from scheduler.loop import Loop
 from scheduler.metrics import Metrics
 from scheduler.model import Lease, Result
-from scheduler.run import Cause, Running, run
+from scheduler.run import Cause, Running, _ended_by_us, run
 from scheduler.store import WorkerIdentity
 from scheduler.worker import Worker
 
@@ -132,13 +132,17 @@ class LoopSolo:
         context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
         self._running = running = Running(lease, context, started, None)
         child = program().child("solo")
-        died: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        child.died = lambda: None if died.done() else died.set_result(Result("died", "killed"))
+        died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        child.died = lambda: None if died.done() else died.set_result(None)
         running.task = child.spawn(run(handler, running, NO_THREADS))
         ends = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.end, "timed_out")
-        done, _ = await asyncio.wait({running.task, died}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running.task, died}, return_when=asyncio.FIRST_COMPLETED)
         ends.cancel()
-        return done.pop().result()
+        if died.done():
+            return Result("died", "killed")
+        if running.cause and running.task.cancelled():  # before it had begun
+            return _ended_by_us(running.cause, handler, running)
+        return running.task.result()
 
     def end(self, cause: Cause) -> None:
         if self._running is not None:
