@@ -96,10 +96,13 @@ def reap(stage: Stage, crash: str) -> None:
 
 def reconcile(stage: Stage, crash: str) -> None:
     """Reconcile fails while it pushes what Redis has lost: as a command, or in a worker, to be late."""
-    stage.send([body("work", ms=100)] * 40)
+    late = crash.endswith(":late")
+    stage.send([body("work", ms=100)] * (100 if late else 30))
     stage.forget()
-    if crash.endswith(":late"):
-        stage.recover(stage.worker(crash), crash)
+    if late:
+        no_pass_puts_right_what_comes_late = "3000"
+        worker = stage.worker(crash, RECONCILE_INTERVAL_MS=no_pass_puts_right_what_comes_late)
+        stage.recover(worker, crash)
     else:
         stage.command(crash, "reconcile")
         stage.worker(**IDLE)
@@ -112,6 +115,7 @@ def adopt(stage: Stage, crash: str) -> None:
     stage.send([body("gate", path=str(opened))] * 4)
     stage.worker(**IDLE)
     stage.until(lambda: stage.count("tasks WHERE status = 'running'") == 4, 10, "they do not run")
+    stage.until(lambda: stage.count("leaders WHERE name = 'reconcile'"), 10, "nobody leads")
     stage.query("DELETE FROM leaders")
     stage.forget()
     if crash.endswith(":late"):

@@ -1,22 +1,21 @@
 """The statements against the reference: random tables, one operation, and then all tables again.
 
-Nothing is due by a hair: stored instants lie at half seconds, and between two steps time passes by whole
-seconds. So the two agree although the database's clock runs on while a statement is on its way.
+Stored instants lie at half seconds, and between two steps time passes by whole seconds: see comparison.py.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import fields, is_dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import postgres_tables
 import pytest
+from comparison import moved_tables, plain
 from fix_store import Database, lease_of
 from reference_store import ReferenceStore
-from reference_tables import Ended, Key, Leader, QueueRow, Registered, Row, Tables, id_at, instant, ms_of
+from reference_tables import Ended, Key, Leader, QueueRow, Registered, Row, Tables, id_at, instant
 
 from scheduler.lifecycle import DEAD_REASONS, OUTCOMES, STATUSES, TERMINAL
 from scheduler.model import PRIORITIES, NewTask, OpenRow, Settlement
@@ -242,48 +241,13 @@ def random_open_row(rng: random.Random, tables: Tables, id_: str) -> OpenRow:
     return OpenRow(id_, "default", "default", status, 0, 0, token)
 
 
-# what is compared
-
-
-def moved(tables: Tables, ms: float) -> Tables:
-    """The same with every instant moved."""
-    for name in postgres_tables.KINDS:
-        for row in getattr(tables, name).values():
-            for column in fields(row):
-                value = getattr(row, column.name)
-                if postgres_tables.is_instant(column.name) and value is not None:
-                    setattr(row, column.name, value + ms)
-    return tables
-
-
-def plain(value: Any, now_ms: float, name: str = "") -> Any:
-    """An answer or a table with its instants and durations in half seconds."""
-    if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name), now_ms, f.name) for f in fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(item, now_ms) for key, item in value.items()}
-    if isinstance(value, set):
-        return sorted(value)
-    if isinstance(value, list | tuple):
-        return [plain(item, now_ms) for item in value]
-    if isinstance(value, datetime):
-        return round((ms_of(value) - now_ms) / 500)
-    if value is None or isinstance(value, bool | str):
-        return value
-    if postgres_tables.is_instant(name):
-        return round((value - now_ms) / 500)
-    if isinstance(value, float):
-        return round(value * 2)
-    return round(value / 500) if name.endswith("_ms") or value > 400 else value
-
-
 @pytest.mark.parametrize("seed", range(20))
 async def test_the_statements_do_what_the_reference_does(store: Store, db: Database, seed: int):
     rng, compared = random.Random(seed), 0
     held = random_tables(rng)
     for number in range(STEPS):
         now_ms = postgres_tables.now_ms(db)
-        postgres_tables.write(db, moved(held, now_ms))
+        postgres_tables.write(db, moved_tables(held, now_ms))
         reference = ReferenceStore(lambda now_ms=now_ms: now_ms)
         reference.held = postgres_tables.read(db)
         step = random_step(rng, reference.held, now_ms)
@@ -296,7 +260,7 @@ async def test_the_statements_do_what_the_reference_does(store: Store, db: Datab
             assert plain(answer, now_ms) == plain(expected, now_ms), where
             assert plain(found, now_ms) == plain(reference.held, now_ms), where
             compared += 1
-        held = moved(reference.held, -now_ms - rng.choice([1000, 2000]))
+        held = moved_tables(reference.held, -now_ms - rng.choice([1000, 2000]))
     assert compared > STEPS / 2
 
 

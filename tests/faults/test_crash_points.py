@@ -52,6 +52,7 @@ PROOFS: dict[str, str | Callable[[Stage], None]] = {
     "reap-early": "heartbeat.renew:lost",
     "reaper-off": "lease.pop:kill",
     "reconcile-off": "enqueue.push:exception",
+    "push-twice": "reconcile.push:late",
     "settle-gives-up": "settle.commit:exception",
     "enqueue-gives-up": "enqueue.commit:lost",
     "settle-whole": refused_outcomes,

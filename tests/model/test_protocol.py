@@ -42,7 +42,8 @@ LARGE_WORLDS = {
     "eviction, crash": Config(evict=1, crash=EVERYBODY),
     "flush, two reapers": Config(reapers=2, flush=True),
     "calm, all budgets": Config(workers=2, max_retries=1, max_losses=1),
-    "calm, two of each": Config(workers=2, reapers=2, reconcilers=2),
+    "calm, two reapers": Config(workers=2, reapers=2),
+    "calm, two reconcilers": Config(workers=2, reconcilers=2),
     "crash, flush, two reconcilers": Config(
         reconcilers=2, max_retries=1, max_losses=1, flush=True, crash=EVERYBODY
     ),
@@ -87,6 +88,7 @@ def test_the_protocol_holds(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LARGE_WORLDS)
 def test_the_protocol_holds_in_a_large_world(name: str) -> None:
     print(f"\n{name}: {proved(LARGE_WORLDS[name])}")

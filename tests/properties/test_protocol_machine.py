@@ -1,0 +1,399 @@
+"""The protocol on real servers, in any order that Hypothesis can think of, against the reference.
+
+Whatever a worker holds it may use again much later: leases stay in their bundle when they have ended.
+After each step both sides hold the same, and the invariants hold; at the end everything comes to rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import count
+from typing import Any, ClassVar
+
+import pytest
+import redis.asyncio
+from fix_servers import SYSTEM, WHEEL, Servers
+from fix_shards import ServerInspector
+from fix_store import Database
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from pair import Late, Pair, Side
+from reference import Contents
+from reference_index import KEYS
+from reference_tables import Row, id_at
+
+from scheduler import config, dlq, reconcile
+from scheduler.cancel import cancel
+from scheduler.lease import policy
+from scheduler.lifecycle import TERMINAL
+from scheduler.model import PRIORITIES, Lease, NewTask, Priority, Result, Settlement
+from scheduler.queue import Index
+from scheduler.settle import decide, move
+from scheduler.store import Filter, Store, WorkerIdentity
+
+VIS_MS = 6500
+LATER_MS = 2500
+DAY_MS = 86_400_000
+ME, YOU = "host:1:me", "host:2:you"
+FORGED = ["", "null", "*", "no id of ours", "00000000-0000-7000-8000-00000000000f"]
+KINDS = ["succeeded", "retry", "rejected", "timed_out", "unknown_type", "died", "interrupted"]
+SETTINGS, _ = config.load(
+    {
+        "VIS_TIMEOUT_MS": f"{VIS_MS}",
+        "MAX_LOSSES": "1",
+        "MAX_REFUSALS": "1",
+        "UNKNOWN_TYPE_DELAY_MS": f"{LATER_MS}",
+        "RETRY_BASE_MS": f"{LATER_MS}",
+        "RETRY_JITTER": "none",
+        "PRIORITY_MAX_WAIT_MS": "0",
+        "RECONCILE_INTERVAL_MS": "2125",  # twice that ends neither at a whole second nor at a half
+        "RECONCILE_BATCH_SIZE": "2",
+    }
+)
+POLICY = policy(SETTINGS)
+
+
+class Machine(RuleBasedStateMachine):
+    """One example. Before each step a second passes; `make` makes the pair that it works on."""
+
+    make: ClassVar[Callable[[], Pair]]
+
+    tasks = Bundle("tasks")
+    leases = Bundle("leases")
+    popped = Bundle("popped")
+    settled = Bundle("settled")
+    copies = Bundle("copies")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = self.make()
+        self.sent: dict[str, NewTask] = {}
+        self.numbers = count(1)
+        self.damaged: Contents | None = None
+        self.agrees = True
+
+    def step(self, what: Callable[[Side], Any]) -> Any:
+        """A second passes, and then the same is done on both sides."""
+        self.agrees = False
+        self.pair.tick()
+        return self.also(what)
+
+    def also(self, what: Callable[[Side], Any]) -> Any:
+        """The same is done on both sides, at the same moment as the step before."""
+        try:
+            return self.pair.do(what)
+        except Late:
+            assume(False)  # noqa: FBT003 - Hypothesis' way to let an example go
+
+    # tasks come
+
+    @initialize(target=tasks)
+    def some_tasks(self) -> Any:
+        return multiple(*(self.enqueue(priority, 1, None, None, True, True) for priority in PRIORITIES))
+
+    @rule(
+        target=tasks,
+        priority=st.sampled_from(PRIORITIES),
+        max_retries=st.integers(0, 2),
+        delay_ms=st.sampled_from([None, LATER_MS]),
+        key=st.sampled_from([None, "a", "b"]),
+        recent=st.booleans(),
+        pushed=st.booleans(),
+    )
+    def enqueue(
+        self,
+        priority: Priority,
+        max_retries: int,
+        delay_ms: int | None,
+        key: str | None,
+        recent: bool,
+        pushed: bool,
+    ) -> str:
+        """A task is accepted; whoever accepts it may die before it pushes the id."""
+        # No clock judges these ids: they are far from any bound.
+        at_ms = self.pair.now_ms + (DAY_MS if recent else -DAY_MS)
+        task = NewTask(
+            f"{id_at(at_ms)[:-6]}{next(self.numbers):06}",
+            "noop",
+            priority,
+            max_retries=max_retries,
+            delay_ms=delay_ms,
+            idempotency_key=key,
+            fingerprint=key and f"{priority} {max_retries}",
+        )
+        (accepted,) = self.step(lambda side: side.store.enqueue([task]))
+        self.sent[task.id] = task
+        if pushed and accepted.result == "created":
+            self.also(lambda side: side.shard.push([(task.id, priority, accepted.delay_ms)]))
+        return str(accepted.task.id)
+
+    @rule(id_=tasks)
+    def enqueue_again(self, id_: str) -> None:
+        """The answer was lost, and the same is sent once more."""
+        task = self.sent[id_]
+        (accepted,) = self.step(lambda side: side.store.enqueue([task]))
+        assert accepted.task.id == id_
+        assert accepted.result == "created"
+
+    # a worker's steps
+
+    @rule(target=leases, n=st.integers(1, 4))
+    def take(self, n: int) -> Any:
+        return multiple(*self.step(lambda side: side.lessor.take(n)))
+
+    @rule(target=popped, n=st.integers(1, 4))
+    def pop(self, n: int) -> tuple[str, list[str]]:
+        """Ids are leased; their claim may come at any time, or never."""
+        token = f"pop:{next(self.numbers)}"
+        return token, self.step(lambda side: side.shard.lease(n, token, VIS_MS, POLICY))
+
+    @rule(target=leases, got=popped, worker=st.sampled_from([ME, YOU]))
+    def claim(self, got: tuple[str, list[str]], worker: str) -> Any:
+        token, ids = got
+        return self._claim(ids, token, worker)
+
+    @rule(target=leases, ids=st.lists(st.one_of(tasks, st.sampled_from(FORGED)), max_size=3, unique=True))
+    def claim_what_was_not_leased(self, ids: list[str]) -> Any:
+        return self._claim(ids, f"forged:{next(self.numbers)}", YOU)
+
+    def _claim(self, ids: list[str], token: str, worker: str) -> Any:
+        leases, refusals = self.step(
+            lambda side: side.store.claim(ids, token=token, worker=worker, vis_ms=VIS_MS)
+        )
+        self.also(lambda side: side.lessor._put_right(side.shard, refusals, token))
+        return multiple(*leases)
+
+    @rule(target=settled, lease=leases, kind=st.sampled_from(KINDS), placed=st.booleans())
+    def settle(self, lease: Lease, kind: Any, placed: bool) -> Any:
+        """An outcome is recorded, or comes too late; Redis may hear of it later."""
+        return self._settle([lease], kind, placed=placed)
+
+    @rule(
+        target=settled,
+        batch=st.lists(leases, min_size=2, max_size=5, unique_by=lambda lease: (lease.id, lease.attempt)),
+        kind=st.sampled_from(KINDS),
+    )
+    def settle_many(self, batch: list[Lease], kind: Any) -> Any:
+        return self._settle(batch, kind, placed=True)
+
+    def _settle(self, batch: list[Lease], kind: Any, *, placed: bool) -> Any:
+        outcomes = [
+            decide(lease, Result(kind, "why", LATER_MS, 0, 500_000), None, SETTINGS) for lease in batch
+        ]
+        settled = self.step(lambda side: side.store.settle(outcomes, worker=ME))
+        stand = [s for s in outcomes if s.lease.id in settled]
+        if placed and stand:
+            self.also(lambda side: side.shard.place([move(s) for s in stand]))
+        return multiple(*stand)
+
+    @rule(outcome=settled)
+    def settle_again(self, outcome: Settlement) -> None:
+        """The answer was lost, and the same is sent once more."""
+        assert self.step(lambda side: side.store.settle([outcome], worker=ME)) == {outcome.lease.id}
+
+    @rule(outcome=settled)
+    def place_late(self, outcome: Settlement) -> None:
+        self.step(lambda side: side.shard.place([move(outcome)]))
+
+    @rule(batch=st.lists(leases, min_size=1, max_size=4, unique_by=lambda lease: (lease.id, lease.attempt)))
+    def renew(self, batch: list[Lease]) -> None:
+        self.step(lambda side: side.store.renew(batch, vis_ms=VIS_MS))
+
+    @rule(id_=st.sampled_from([ME, YOU]))
+    def beat(self, id_: str) -> None:
+        worker = WorkerIdentity(id_, "host", 1, ("default",), ("noop",), 4)
+        self.step(lambda side: side.store.beat(worker, running=1, polled_ms=None, alive_ms=4500))
+
+    @rule(id_=st.sampled_from([ME, YOU]))
+    def leave(self, id_: str) -> None:
+        self.step(lambda side: side.store.leave(id_))
+
+    # the loops
+
+    @rule(seconds=st.integers(1, 7))
+    def wait(self, seconds: int) -> None:
+        self.pair.tick(seconds)
+
+    @rule()
+    def reap(self) -> None:
+        self.step(lambda side: side.reaper.step())
+
+    @rule()
+    def pump(self) -> None:
+        self.step(lambda side: side.pump.step())
+
+    @rule(everything=st.booleans())
+    def reconcile(self, everything: bool) -> None:
+        self.step(lambda side: side.reconciler.reconcile(everything=everything))
+
+    # people
+
+    @rule(id_=tasks)
+    def cancel(self, id_: str) -> None:
+        self.step(lambda side: cancel(side.store, side.index, id_))
+
+    @rule(ids=st.one_of(st.none(), st.lists(tasks, max_size=2)))
+    def redrive(self, ids: list[str] | None) -> None:
+        self.step(lambda side: dlq.redrive(side.store, side.index, Filter(ids), lambda _: None))
+
+    @rule(ids=st.one_of(st.none(), st.lists(tasks, max_size=2)))
+    def purge(self, ids: list[str] | None) -> None:
+        self.step(lambda side: dlq.purge(side.store, side.index, Filter(ids), lambda _: None))
+
+    # what happens to Redis
+
+    @rule()
+    def forget_the_scripts(self) -> None:
+        self.pair.real_only(lambda side: side.index.call("SCRIPT", "FLUSH"))
+
+    @rule()
+    def flush(self) -> None:
+        self.pair.put(Contents())
+
+    @rule(target=copies)
+    def copy(self) -> Contents:
+        return deepcopy(self.pair.held)
+
+    @rule(copy=copies)
+    def put_back(self, copy: Contents) -> None:
+        self._change(lambda held: vars(held).update(vars(deepcopy(copy))))
+
+    @rule(priority=st.sampled_from(PRIORITIES))
+    def drop_a_message(self, priority: Priority) -> None:
+        self._change(lambda held: held.q[priority][:1] and held.q[priority].pop())
+
+    @rule(priority=st.sampled_from(PRIORITIES))
+    def duplicate_a_message(self, priority: Priority) -> None:
+        self._change(lambda held: held.q[priority].extend(held.q[priority][:1]))
+
+    @rule(key=st.sampled_from(KEYS))
+    def evict(self, key: str) -> None:
+        self.pair.memory.evict("default", key)
+        self._change(lambda held: None)
+
+    def _change(self, change: Callable[[Contents], Any]) -> None:
+        """Both hold the changed contents now; if I1 is broken by it, it stays so until a census."""
+        held = deepcopy(self.pair.held)
+        change(held)
+        self.pair.put(held)
+        if held.broken():
+            self.damaged = self.pair.held
+
+    # what holds after every step
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        self.pair.compare()
+        self.agrees = True
+
+    @invariant()
+    def each_id_is_in_one_place(self) -> None:
+        assert self.pair.held is self.damaged or not self.pair.held.broken()
+
+    @invariant()
+    def runs_bear_out_the_rows(self) -> None:
+        for row in self.pair.tables.held.tasks.values():
+            history = self.pair.tables.held.history(row.id)
+            outcomes = Counter(run.outcome for run in history)
+            assert [run.attempt for run in history] == list(
+                range(1, row.attempts + (row.status != "running"))
+            )
+            assert outcomes["succeeded"] == (row.status == "succeeded")
+            assert outcomes["cancelled"] <= (row.status == "cancelled")
+            assert row.failures <= row.max_retries + 1
+            assert row.losses <= SETTINGS.max_losses + 1 + row.suspect
+            if row.redrives == 0:
+                assert row.failures == outcomes["failed"] + outcomes["timed_out"]
+                assert row.losses == outcomes["lost"]
+
+    @invariant()
+    def a_key_names_one_task(self) -> None:
+        rows = self.pair.tables.held.tasks.values()
+        keys = Counter(row.idempotency_key for row in rows if row.idempotency_key)
+        assert all(n == 1 for n in keys.values())
+
+    def teardown(self) -> None:
+        """From wherever the steps have led, the loops and one worker bring everything to its end."""
+        if not self.agrees:
+            return
+        for _ in range(20):
+            self.pair.tick(7)
+            self.also(lambda side: side.reconciler.reconcile(everything=True))
+            self.also(lambda side: side.reaper.step())
+            self.also(lambda side: side.pump.step())
+            for lease in self.step(lambda side: side.lessor.take(10)):
+                self._settle([lease], "succeeded", placed=True)
+            if self._at_rest():
+                break
+        self.pair.compare()
+        assert self._at_rest()
+        dead = {row.id for row in self._rows() if row.dead_at is not None}
+        assert {id_ for ids in self.pair.held.dlq.values() for id_ in ids} == dead
+
+    def _rows(self) -> list[Row]:
+        return list(self.pair.tables.held.tasks.values())
+
+    def _at_rest(self) -> bool:
+        return all(row.status in TERMINAL for row in self._rows()) and not self.pair.held.live
+
+
+@pytest.fixture(params=[WHEEL, SYSTEM])
+def machine(
+    request: pytest.FixtureRequest, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[type[Machine]]:
+    """The machine on the servers of the wheels, and on those of the system."""
+    # Rows are made at whole seconds, so they must not become old at one.
+    monkeypatch.setattr(reconcile, "_GRACE_MS", 1250)
+    with servers.database(request.param) as postgres_url, asyncio.Runner() as runner:
+        redis_url = servers.empty_redis(request.param)
+        used, _ = config.load({"POSTGRES_URL": postgres_url, "REDIS_ADDR": redis_url})
+        database = Database(postgres_url)
+        store = runner.run(Store.open(used, name="test", max_conns=2))
+        index = Index.open(used, name="test")
+        client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True, protocol=2)
+        inspector = ServerInspector(index, client)
+
+        class Bound(Machine):
+            make = staticmethod(lambda: Pair(runner.run, store, inspector, database, SETTINGS, ME))
+
+        yield Bound
+        runner.run(store.close())
+        runner.run(index.close())
+        runner.run(client.aclose())
+        database.close()
+
+
+def run(machine: type[Machine], examples: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_servers_and_reference_go_the_same_way(machine: type[Machine]):
+    run(machine, 15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_servers_and_reference_go_the_same_way_for_long(machine: type[Machine]):
+    run(machine, 150)
