@@ -219,7 +219,7 @@ def make_empty_database(servers: Servers) -> Iterator[Callable[..., str]]:
         name = f"bare_{len(made)}"
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
-        made.append((server.url, name))
+        made.append((server.admin_url, name))
         return server.url.replace("/app?", f"/{name}?")
 
     yield make

@@ -105,7 +105,8 @@ class Servers:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         yield server.url.replace("/app?", f"/{name}?")
         if server.alive():
-            with psycopg.connect(server.url, autocommit=True) as connection:
+            # As the superuser: an autovacuum that is at work there is nobody else's to end.
+            with psycopg.connect(server.admin_url, autocommit=True) as connection:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def empty_redis(self, kind: str = WHEEL) -> str:
