@@ -1,151 +1,31 @@
 """The command `chaos`: harm a working system in every way, let it come to rest, and audit it.
 
-A run belongs to a seed: clients send without pause while the seed's faults strike an arena; then everything
-is mended, the system gets time to finish, and the audit judges every task from the clients' own list. A
-seed counts only if four fifths of its planned faults landed while tasks were running.
+A run belongs to a seed: clients send without pause while the seed's faults strike; then everything is mended,
+the system gets time to finish, and the audit judges every task from the clients' own list. A seed counts only
+if four fifths of its planned faults landed while tasks were running.
 
 Results are appended to a file, one JSON object a line. With `--seeds` what is in the file already is not
-run again, so that a long series may be interrupted.
+run again, so that a long series may be interrupted; `--record` sums it up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import tempfile
-import threading
-import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from bench.arena import LEASE_MS, MAX_LOSSES, PREFIX, STORE_TIMEOUT_MS, Arena
-from bench.audit import Verdict, audit, check
-from bench.builds import BUILDS, made
-from bench.faults import Blow, Fault, carry_out, plan
-from bench.traffic import Book, Traffic
-from bench.watch import Watch, until_quiet
+from bench.builds import BUILDS
+from bench.trial import run
 from scheduler.errors import ConfigError
 
-RATE: Final = 70.0
-"""Tasks a second that the clients would send if nobody had to wait: a little more than the fleet can do, so
-that there is always a queue."""
-
-COUNTS: Final = 0.8
-"""The share of planned faults that must have landed."""
-
 SHORTEST_S: Final = 10.0
-_MEND_S: Final = 30.0
-_QUIET_S: Final = 90.0
-_STALLED_S: Final = 12.0
-_PATIENCE_S: Final = 15.0
-"""How long Redis may disagree with a system at rest: a dead leader's lease is part of it."""
-
-
-def run(seed: int, seconds: float, *, build: str | None = None, folder: Path) -> dict[str, Any]:
-    """Harm a system of its own for `seconds` by the plan of `seed`; what became of it, as it is recorded.
-
-    Args:
-        seed: Decides the faults and what the clients send.
-        seconds: How long, at least; the last fault is undone before the clients stop.
-        build: A broken build to run in place of the product.
-        folder: Where logs and data go; it must be there.
-    """
-    with ExitStack() as stack:
-        arena = stack.enter_context(Arena(folder, stack.enter_context(made(build)) if build else {}))
-        watch = Watch(arena.connect, arena.redis.url, PREFIX)
-        traffic = Traffic(
-            [api.url for api in arena.apis],
-            seed=seed,
-            rate=RATE,
-            lease_ms=LEASE_MS,
-            log=folder / "clients.jsonl",
-        )
-        with watch:
-            with traffic:
-                blows = _harm(plan(seed, seconds), seconds, arena, watch)
-            arena.mend(_MEND_S)
-            quiet_s = until_quiet(arena.connect, within_s=_QUIET_S, stalled_s=_STALLED_S)
-        verdict = _judge(arena, traffic.book, watch)
-        facts = _facts(arena)
-    landed = sum(blow.landed for blow in blows)
-    return {
-        "seed": seed,
-        "seconds": seconds,
-        "build": build,
-        "passed": verdict.passed,
-        "counts": landed >= COUNTS * len(blows),
-        "planned": len(blows),
-        "landed": landed,
-        "quiet_s": round(quiet_s, 1),
-        "looks": watch.looks,
-        "answers": {str(status): n for status, n in sorted(traffic.book.statuses.items())},
-        "keys": len(traffic.book.keys),
-        "doubtful": traffic.book.doubtful,
-        **facts,
-        "verdict": verdict.record(),
-        "faults": [_fault(blow) for blow in blows],
-    }
-
-
-def _harm(planned: Sequence[Fault], seconds: float, arena: Arena, watch: Watch) -> list[Blow]:
-    """Carry out the plan; returns when the time is over and the last fault is undone."""
-    began, over = time.monotonic(), threading.Event()
-    try:
-        blows = carry_out(planned, arena, lambda: watch.busy, over)
-        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
-    finally:
-        over.set()
-        arena.heal()
-    return blows
-
-
-def _judge(arena: Arena, book: Book, watch: Watch) -> Verdict:
-    """The audit of everything that there is, and what could only be seen while it happened."""
-    verdict = audit(
-        arena.postgres.url,
-        arena.redis.url,
-        book.accepted,
-        prefix=PREFIX,
-        keys=book.keys,
-        doubtful=book.doubtful,
-        max_losses=MAX_LOSSES,
-        slack_s=STORE_TIMEOUT_MS / 1000,
-        patience_s=_PATIENCE_S,
-    )
-    seen = [f"{id_} {what}" for id_, what in watch.wrong.items()]
-    ended = [f"{death.part} with code {death.code}" for death in arena.deaths]
-    return replace(
-        verdict,
-        checks=(
-            *verdict.checks,
-            check("two places meanwhile", "an id that Redis had in no place or in two, for a moment", seen),
-            check("ended by itself", "a process that nobody killed", ended),
-            check("refused", "an answer that the request did not deserve", book.refused),
-        ),
-    )
-
-
-def _facts(arena: Arena) -> dict[str, Any]:
-    """What the history tells of the harm: how the runs ended, and how many answers came too late."""
-    with arena.connect() as connection:
-        outcomes = connection.execute("SELECT outcome, count(*) FROM task_runs GROUP BY 1 ORDER BY 1")
-        late = connection.execute("SELECT count(*) FROM task_runs WHERE late_outcome IS NOT NULL")
-        return {"runs": dict(outcomes.fetchall()), "late": late.fetchall()[0][0]}
-
-
-def _fault(blow: Blow) -> dict[str, Any]:
-    fault = blow.fault
-    return {
-        "kind": fault.kind,
-        "at_s": fault.at_s,
-        "struck_s": blow.struck_s,
-        "landed": blow.landed,
-        "what": blow.what,
-    }
 
 
 def line(record: Mapping[str, Any]) -> str:
@@ -173,6 +53,38 @@ def line(record: Mapping[str, Any]) -> str:
     return "\n".join([head, *offences, *missed])
 
 
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A series in numbers, to be kept: the runs, what was done to them, and the machine."""
+    planned, landed = Counter[str](), Counter[str]()
+    runs, statuses = Counter[str](), Counter[str]()
+    for record in records:
+        planned.update(fault["kind"] for fault in record["faults"])
+        landed.update(fault["kind"] for fault in record["faults"] if fault["landed"])
+        runs.update(record["runs"])
+        statuses.update(record["verdict"]["statuses"])
+    return {
+        "runs": len(records),
+        "passed": sum(record["passed"] for record in records),
+        "counted": sum(record["counts"] for record in records),
+        "seconds_each": records[0]["seconds"],
+        "faults": {kind: {"planned": planned[kind], "landed": landed[kind]} for kind in sorted(planned)},
+        "accepted": sum(record["verdict"]["accepted"] for record in records),
+        "tasks": dict(sorted(statuses.items())),
+        "attempts": dict(sorted(runs.items())),
+        "late_answers": sum(record["late"] for record in records),
+        "checks": sorted({check["name"] for record in records for check in record["verdict"]["checks"]}),
+        "longest_quiet_s": max(record["quiet_s"] for record in records),
+        "failed_seeds": [record["seed"] for record in records if not record["passed"]],
+        "uncounted_seeds": [record["seed"] for record in records if not record["counts"]],
+        "seeds": [record["seed"] for record in records],
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        },
+    }
+
+
 # The command
 
 
@@ -188,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("results/chaos.jsonl"), help="results (results/chaos.jsonl)"
     )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write a summary of these runs as JSON")
 
 
 def _seeds(text: str) -> range:
@@ -201,17 +114,18 @@ def main(args: argparse.Namespace) -> int:
     """0 if every audit passed, 1 if not."""
     if args.seconds < SHORTEST_S:
         raise ConfigError(f"a run of {args.seconds:g} s is too short for its faults; take {SHORTEST_S:g} s")
+    seeds = args.seeds or [args.seed]
     results = list(read(args.out)) if args.seeds else []
     done = {r["seed"]: r for r in results if _same(r, args) and r["counts"]}
-    seeds = args.seeds or [args.seed]
-    passed = all(done[seed]["passed"] for seed in seeds if seed in done)
     for seed in seeds:
-        if seed in done:
-            continue
-        record = run_and_keep(seed, args.seconds, build=args.build, out=args.out)
-        print(line(record), flush=True)
-        passed = passed and record["passed"]
-    return 0 if passed else 1
+        if seed not in done:
+            done[seed] = run_and_keep(seed, args.seconds, build=args.build, out=args.out)
+            print(line(done[seed]), flush=True)
+    records = [done[seed] for seed in seeds]
+    if args.record is not None:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.write_text(json.dumps(summary(records), indent=2) + "\n", encoding="utf-8")
+    return 0 if all(record["passed"] for record in records) else 1
 
 
 def _same(record: Mapping[str, Any], args: argparse.Namespace) -> bool:

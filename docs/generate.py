@@ -44,7 +44,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     },
     "bench": {
         "Inputs": "workload work builds",
-        "Acting": "system stand proxy arena faults http delivery load burst traffic",
+        "Acting": "system stand proxy arena faults http delivery load burst traffic trial",
         "Observing": "scrape sampling receipts ledger journal index watch checks audit drift agreement"
         " observation",
         "Telling": "report plots progress",

@@ -129,7 +129,7 @@ class Settler:
 
     async def _flush_loop(self, flusher: int) -> None:
         while await self._more():
-            batch = [self._line.popleft() for _ in range(min(len(self._line), self._batch))]
+            batch = self._next_batch()
             self._in_hand[flusher] = batch
             try:
                 settled = await self._record(batch)
@@ -140,6 +140,14 @@ class Settler:
                 self._in_hand.pop(flusher, None)
                 for settlement in batch:
                     self._held.drop(settlement.lease)
+
+    def _next_batch(self) -> list[Settlement]:
+        """Outcomes from the line, no two of one task: the answer to a settle names tasks."""
+        batch: dict[str, Settlement] = {}
+        while self._line and len(batch) < self._batch and self._line[0].lease.id not in batch:
+            settlement = self._line.popleft()
+            batch[settlement.lease.id] = settlement
+        return list(batch.values())
 
     async def _more(self) -> bool:
         """Wait for outcomes or, while Redis has not been told of some, for a while; False at the end."""

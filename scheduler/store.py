@@ -260,7 +260,8 @@ class Store:
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[str]:
         """Record outcomes; the ids whose outcome stands, by this call or by one whose answer was lost.
 
-        The others are no longer this worker's: their outcomes are noted as late.
+        Of a task one call takes one outcome at most. Those that do not stand are no longer this worker's and
+        are noted as late.
         """
         in_order = sorted(settlements, key=lambda s: s.lease.id)
         rows = await self._run(

@@ -15,6 +15,10 @@ from reference import Contents
 from reference_tables import Tables, ms_of
 
 
+OF_THE_PROCESS = {"claimed", "expires", "renewed"}
+"""What a lease carries of the clock of the process that holds it."""
+
+
 def moved_tables(tables: Tables, ms: float) -> Tables:
     """The same rows with every instant moved."""
     for name in KINDS:
@@ -29,7 +33,8 @@ def moved_tables(tables: Tables, ms: float) -> Tables:
 def plain(value: Any, now_ms: float, name: str = "") -> Any:
     """An answer, or tables, with instants and durations in half seconds from `now_ms`."""
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name), now_ms, f.name) for f in fields(value)}
+        names = [f.name for f in fields(value) if f.name not in OF_THE_PROCESS]
+        return {name: plain(getattr(value, name), now_ms, name) for name in names}
     if isinstance(value, dict):
         return {key: plain(item, now_ms) for key, item in value.items()}
     if isinstance(value, set):

@@ -201,28 +201,40 @@ class ServerInspector(Inspector):
             await pipe.execute()
 
     async def read(self) -> Contents:
-        key, client = self.shard.key, self.client
-
-        async def scores(kind: str, priority: Priority | None = None) -> dict[str, int]:
-            found = await client.zrange(key(kind, priority), 0, -1, withscores=True)
-            return {id_: int(score) for id_, score in found}
-
+        key = self.shard.key
+        async with self.client.pipeline(transaction=True) as pipe:
+            for p in PRIORITIES:
+                pipe.lrange(key("q", p), 0, -1)
+                pipe.zrange(key("retry", p), 0, -1, withscores=True)
+                pipe.zrange(key("dlq", p), 0, -1, withscores=True)
+            pipe.zrange(key("leases"), 0, -1, withscores=True)
+            pipe.hgetall(key("live"))
+            pipe.hgetall(key("credit"))
+            pipe.llen(key("wake"))
+            pipe.smembers(key("paused"))
+            pipe.get(key("epoch"))
+            *by_priority, leases, live, credit, wake, paused, epoch = await pipe.execute()
         return Contents(
-            q={p: await client.lrange(key("q", p), 0, -1) for p in PRIORITIES},
-            retry={p: await scores("retry", p) for p in PRIORITIES},
-            dlq={p: await scores("dlq", p) for p in PRIORITIES},
-            leases=await scores("leases"),
-            live=await client.hgetall(key("live")),
-            credit=credit_state(await client.hgetall(key("credit"))),
-            wake=await client.llen(key("wake")),
-            paused=set(await client.smembers(key("paused"))),
-            epoch=await client.get(key("epoch")),
+            q=dict(zip(PRIORITIES, by_priority[::3], strict=True)),
+            retry=dict(zip(PRIORITIES, map(whole_scores, by_priority[1::3]), strict=True)),
+            dlq=dict(zip(PRIORITIES, map(whole_scores, by_priority[2::3]), strict=True)),
+            leases=whole_scores(leases),
+            live=live,
+            credit=credit_state(credit),
+            wake=wake,
+            paused=set(paused),
+            epoch=epoch,
         )
 
     async def age(self, ms: int) -> None:
         await super().age(ms)
         await self.write(moved(await self.read(), -ms))
         self.start_ms -= ms
+
+
+def whole_scores(found: Iterable[tuple[str, float]]) -> dict[str, int]:
+    """The members of a sorted set with their times."""
+    return {id_: int(score) for id_, score in found}
 
 
 def credit_fields(state: State) -> dict[str, int]:

@@ -224,6 +224,7 @@ def staged(servers: Servers, variables: Mapping[str, str]) -> Iterator[Stage]:
         env = settings_of(os.environ, SETTINGS | where)
         with Stand(env | variables, folder) as stand:
             stage = Stage(stand, postgres_url, redis_url)
+            stand.command("reconcile")  # from now on a Redis without its epoch is one that has lost it
             try:
                 yield stage
             finally:

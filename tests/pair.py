@@ -1,16 +1,15 @@
 """Two of everything: real servers, and the reference; what is done to one is done to the other.
 
     pair.tick()                                              # a second passes for both,
-    leases = pair.do(lambda side: side.lessor.take(3))       # one operation on each; the answers must agree,
+    leases = pair.do(lambda side: side.lessor.take(3))       # each does the same; the answers must agree,
     pair.compare()                                           # and then all that they hold
 
-The reference's clock moves by whole seconds at each `tick` and stands still between. On the servers every stored
-instant is moved by what the clock of the reference has gained on theirs, so that to both it is the same moment.
+The reference's clock moves by whole seconds at each `tick` and stands still between. On the servers every
+stored instant is moved by what that clock has gained on theirs, so that to both it is the same moment.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ class Pair:
         expected = self._run(what(self.twin))
         answer = self._run(what(self.real))
         self._in_time()
-        assert plain(answer, self._postgres_ms) == plain(expected, self.now_ms)
+        _same(plain(answer, self._postgres_ms), plain(expected, self.now_ms))
         return expected
 
     def put(self, held: Contents) -> None:
@@ -172,10 +171,19 @@ class Pair:
     def compare(self) -> None:
         """Both sides hold the same rows and the same ids."""
         found = self._run(self._inspector.read())
-        assert plain_contents(found, self._redis_ms) == plain_contents(self.held, self.now_ms)
+        _same(plain_contents(found, self._redis_ms), plain_contents(self.held, self.now_ms))
         tables = postgres_tables.read(self._db)
-        assert plain(tables, self._postgres_ms) == plain(self.tables.held, self.now_ms)
+        _same(plain(tables, self._postgres_ms), plain(self.tables.held, self.now_ms))
 
     def _in_time(self) -> None:
         if postgres_tables.now_ms(self._db) - self._postgres_ms > LATEST_MS:
             raise Late
+
+
+def _same(real: Any, reference: Any, where: str = "") -> None:
+    """Fail, naming the first place in which the two differ."""
+    if isinstance(real, dict) and isinstance(reference, dict):
+        for key in sorted({*real, *reference}, key=str):
+            _same(real.get(key, "nothing"), reference.get(key, "nothing"), f"{where} {key}")
+    elif real != reference:
+        raise AssertionError(f"{where}: the server says {real!r}, the reference {reference!r}")

@@ -81,6 +81,31 @@ def test_offences_and_faults_that_did_not_land_are_told():
     assert rest == ["  lost: 2 (gone) a b", "  not landed: worker_killed at 4.0 s"]
 
 
+def test_a_series_is_summed_up():
+    told = chaos.summary([record(3), record(4, offenders=1, landed=1)])
+    machine = told.pop("machine")
+    assert machine["cpus"] >= 1
+    assert told == {
+        "runs": 2,
+        "passed": 1,
+        "counted": 1,
+        "seconds_each": 25.0,
+        "faults": {
+            "redis_flushed": {"planned": 2, "landed": 2},
+            "worker_killed": {"planned": 2, "landed": 1},
+        },
+        "accepted": 2468,
+        "tasks": {"dead": 68, "succeeded": 2400},
+        "attempts": {"lost": 8, "succeeded": 2400},
+        "late_answers": 2,
+        "checks": ["lost"],
+        "longest_quiet_s": 3.5,
+        "failed_seeds": [4],
+        "uncounted_seeds": [4],
+        "seeds": [3, 4],
+    }
+
+
 # --- the command ---
 
 
@@ -127,6 +152,13 @@ def test_a_finished_seed_that_failed_stays_failed(command):
     assert command("--seeds", "1-3") == (1, [3])
 
 
+def test_a_summary_holds_what_was_run_now_and_before(command, tmp_path):
+    assert command("--seeds", "1-2") == (0, [1, 2])
+    kept = tmp_path / "docs" / "chaos.json"
+    assert command("--seeds", "1-3", "--record", str(kept)) == (0, [3])
+    assert json.loads(kept.read_text())["seeds"] == [1, 2, 3]
+
+
 def test_what_did_not_count_or_was_another_run_is_run_again(command):
     assert command("--seeds", "1-2", fate={2: {"landed": 1}}) == (0, [1, 2])
     assert command("--seeds", "1-2") == (0, [2])
@@ -142,7 +174,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 
 
 def test_a_run_must_have_room_for_its_faults():
-    args = argparse.Namespace(seed=1, seeds=None, seconds=5.0, build=None, out=None)
+    args = argparse.Namespace(seed=1, seeds=None, seconds=5.0, build=None, out=None, record=None)
     with pytest.raises(ConfigError, match="too short"):
         chaos.main(args)
 

@@ -178,6 +178,16 @@ async def test_of_two_workers_with_one_task_one_success_counts(flow: Flow):
     await flow.agree()
 
 
+async def test_a_worker_that_took_a_task_again_tells_its_two_outcomes_apart(flow: Flow):
+    old, new = await lost_and_taken(flow)
+    await flow.settle(old, new)
+    assert flow.db.outcomes(new.id) == ["lost", "succeeded"]
+    assert [run["late_outcome"] for run in flow.db.runs(new.id)] == ["succeeded", None]
+    assert flow.counted("outcomes_fenced_total") == 1
+    assert flow.counted("tasks_succeeded_total", type="other", priority="default") == 1
+    await flow.agree()
+
+
 async def test_many_outcomes_are_settled_in_batches(make_flow: MakeFlow):
     flow = await make_flow(SETTLE_BATCH_SIZE=7)
     for n in range(40):
