@@ -14,7 +14,6 @@ from postgres_tables import KINDS, is_instant
 from reference import Contents
 from reference_tables import Tables, ms_of
 
-
 OF_THE_PROCESS = {"claimed", "expires", "renewed"}
 """What a lease carries of the clock of the process that holds it."""
 
