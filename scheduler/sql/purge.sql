@@ -3,7 +3,7 @@
 -- in, out  as redrive.sql
 UPDATE tasks AS t
 SET dead_at = NULL
-WHERE t.id IN (
+WHERE t.id = ANY (ARRAY(
     SELECT id FROM tasks
     WHERE dead_at <= coalesce(:'until'::timestamptz, now())
         AND (:'ids'::uuid[] IS NULL OR id = ANY (:'ids'::uuid[]))
@@ -14,5 +14,5 @@ WHERE t.id IN (
     ORDER BY id
     LIMIT :'page'::integer
     FOR UPDATE SKIP LOCKED
-)
+))
 RETURNING t.id::text, t.queue, t.priority

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from urllib.parse import quote, urlencode
 
 import pytest
 from fix_store import TOKEN, WORKER, Database, open_store
@@ -162,6 +163,18 @@ async def test_dead_letters_come_in_pages_oldest_first(store: Store, db: Databas
     ids = [db.put("dead") for _ in range(5)]
     pages = [sorted(id_ for id_, _, _ in await store.redrive(ALL, page=2)) for _ in range(4)]
     assert pages == [ids[:2], ids[2:4], ids[4:], []]
+
+
+@pytest.mark.parametrize("what", ["redrive", "purge"])
+async def test_a_page_ends_however_postgres_joins(db: Database, what: str):
+    """A nested loop runs its inner side again and again."""
+    for _ in range(5):
+        db.put("dead")
+    off = " ".join(f"-c enable_{how}=off" for how in ("hashjoin", "mergejoin", "hashagg", "sort", "material"))
+    options = urlencode({"options": off}, quote_via=quote)
+    async with open_store(db.url + ("&" if "?" in db.url else "?") + options) as store:
+        pages = [len(await getattr(store, what)(ALL, page=2)) for _ in range(4)]
+    assert pages == [2, 2, 1, 0]
 
 
 async def test_of_two_redrives_at_once_each_task_falls_to_one(store: Store, db: Database):

@@ -107,15 +107,11 @@ def _scripted(order: Order) -> tuple[str, str | None]:
 
 def _index(world: World) -> Iterator[str]:
     """Redis holds nothing but the dead letters, and these as the rows say."""
-    rows = world.store.held.tasks.values()
     for queue, shard in world.index.shards.items():
         if shard.held.live or any(shard.held.places()):
             yield f"Redis still holds {sorted({*shard.held.live, *shard.held.places()})} in {queue}"
-        for priority, shown in shard.held.dlq.items():
-            here = (row for row in rows if (row.queue, row.priority) == (queue, priority))
-            dead = {row.id for row in here if row.dead_at is not None}
-            if set(shown) != dead:
-                yield f"{queue} {priority} shows {sorted(shown)} as dead, but dead are {sorted(dead)}"
+    if world.shown_dead() != world.dead():
+        yield f"shown as dead are {sorted(world.shown_dead())}, and dead are {sorted(world.dead())}"
 
 
 def _workers(world: World) -> Iterator[str]:

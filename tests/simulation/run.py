@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from random import Random
 from typing import Any
 
@@ -16,6 +18,7 @@ from simulation.world import World
 
 from scheduler import clock, loop, reconcile, settle, worker
 
+_JOB = 50
 REPLAY = "PYTHONPATH=tests .venv/bin/python -m simulation {seed}"
 
 
@@ -47,6 +50,18 @@ def simulate(seed: int, *, verbose: bool = False) -> Report:
         world.loop.bury()
     broken = [*world.broken, *checks.violations(world)]
     return Report(world.plan, broken[:20], world.loop.time(), world.log or [])
+
+
+def broken(seeds: range) -> list[Report]:
+    """What came of the seeds that broke something."""
+    return [report for report in map(simulate, seeds) if report.broken]
+
+
+def all_broken(seeds: range) -> list[Report]:
+    """The same, on all processors."""
+    jobs = [seeds[i : i + _JOB] for i in range(0, len(seeds), _JOB)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        return [report for reports in pool.map(broken, jobs) for report in reports]
 
 
 def _text(context: dict[str, Any]) -> str:

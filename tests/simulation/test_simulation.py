@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from simulation.plan import ALL, plan
-from simulation.run import Report, simulate
+from simulation.run import Report, all_broken, broken, simulate
 
 FEW = 300
 MANY = 2_000
-PER_JOB = 50
 TESTS = Path(__file__).parents[1]
-
-
-def broken(seeds: range) -> list[Report]:
-    """What came of the seeds that broke something."""
-    return [report for report in map(simulate, seeds) if report.broken]
 
 
 def check(reports: list[Report]) -> None:
@@ -35,9 +27,7 @@ def test_a_few_hundred_seeds_break_nothing():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_thousand_seeds_break_nothing():
-    jobs = [range(first, first + PER_JOB) for first in range(FEW, MANY, PER_JOB)]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        check([report for reports in pool.map(broken, jobs) for report in reports])
+    check(all_broken(range(FEW, MANY)))
 
 
 def test_the_same_seed_makes_the_same_log():

@@ -122,15 +122,24 @@ class World:
 
     def _at_rest(self) -> bool:
         rows, shards = self.store.held.tasks.values(), self.index.shards.values()
-        shown = sum(len(ids) for shard in shards for ids in shard.held.dlq.values())
         return (
             not self._clients
             and not self._coming
             and not self.network.late
             and all(row.finished_at is not None for row in rows)
             and not any(shard.held.live or any(shard.held.places()) for shard in shards)
-            and shown == sum(row.dead_at is not None for row in rows)
+            and self.shown_dead() == self.dead()
         )
+
+    def dead(self) -> set[tuple[str, str, str]]:
+        """The dead letters by the rows: (queue, priority, id)."""
+        rows = self.store.held.tasks.values()
+        return {(row.queue, row.priority, row.id) for row in rows if row.dead_at is not None}
+
+    def shown_dead(self) -> set[tuple[str, str, str]]:
+        """The dead letters that Redis shows."""
+        dlqs = ((queue, shard.held.dlq) for queue, shard in self.index.shards.items())
+        return {(queue, priority, id_) for queue, dlq in dlqs for priority, ids in dlq.items() for id_ in ids}
 
     async def _close(self) -> None:
         """Stop every process in good order."""
