@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 from typing import Any, TypeAlias
 
-from scheduler.errors import SchedulerError, StartError
+from scheduler.errors import StartError, exit_code
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
 
@@ -152,18 +152,11 @@ def _task_id(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Every error is one line on standard error."""
+    """Run one command; its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(parser(with_load=words[:1] == ["load"]).parse_args(words))
-    except SchedulerError as error:
-        print("scheduler:", *str(error).split(), file=sys.stderr)  # one line, whatever a driver has said
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has had enough
-        return 0
+    return exit_code(
+        "scheduler", lambda: _dispatch(parser(with_load=words[:1] == ["load"]).parse_args(words))
+    )
 
 
 def _dispatch(args: argparse.Namespace) -> int:

@@ -20,6 +20,10 @@ those two modules knows the drivers' own.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+
 
 class SchedulerError(Exception):
     """The base of all of them."""
@@ -81,3 +85,20 @@ class Retry(Outcome):
             raise ValueError(f"after_ms is {after_ms}; it must be 0 or more")
         super().__init__(why)
         self.after_ms = after_ms
+
+
+def exit_code(program: str, command: Callable[[], int]) -> int:
+    """Run a command line of ours; its exit code. Every error is one line on standard error, and 2."""
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except SchedulerError as error:
+        sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")  # one line, whatever a driver said
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has had enough
+        return 0

@@ -85,6 +85,22 @@ def names(values: Iterable[str]) -> str:
     return '{"' + '","'.join(values) + '"}'
 
 
+def texts(values: Iterable[str | None]) -> str | list[str | None]:
+    """An array of any texts: a literal, at a fraction of the price, unless one of them needs escaping."""
+    listed = list(values)
+    literal = "{" + ",".join(["NULL" if v is None else f'"{v}"' for v in listed]) + "}"
+    plain = literal.count('"') == 2 * (len(listed) - listed.count(None)) and "\\" not in literal
+    return literal if plain else listed
+
+
+def lines(values: Iterable[str | None]) -> str:
+    """JSON texts, one a line, which the statement takes apart; None is an empty line.
+
+    JSON has no line breaks but between its parts, where a space says the same.
+    """
+    return "\n".join(["" if v is None else v.replace("\n", " ") for v in values])
+
+
 def spelled(ids: Iterable[str]) -> str:
     """An array literal of those that are spelled like ids of ours; the others name no row.
 
@@ -193,17 +209,17 @@ class Store:
             ids=words(t.id for t in in_order),
             tenants=names(t.tenant for t in in_order),
             queues=names(t.queue for t in in_order),
-            types=[t.type for t in in_order],
+            types=texts(t.type for t in in_order),
             priorities=words(t.priority for t in in_order),
-            payloads=[t.payload for t in in_order],
+            payloads=lines(t.payload for t in in_order),
             max_retries=words(t.max_retries for t in in_order),
             timeouts=words(t.timeout_ms for t in in_order),
-            backoffs=_texts([t.backoff for t in in_order]),
+            backoffs=lines(t.backoff for t in in_order),
             delays=words(t.delay_ms for t in in_order),
-            run_ats=_texts([t.run_at.isoformat() if t.run_at else None for t in in_order]),
-            keys=_texts([t.idempotency_key for t in in_order]),
+            run_ats=texts(t.run_at.isoformat() if t.run_at else None for t in in_order),
+            keys=texts(t.idempotency_key for t in in_order),
             fingerprints=words(t.fingerprint for t in in_order),
-            traces=_texts([t.trace_context for t in in_order]),
+            traces=texts(t.trace_context for t in in_order),
             ttl_ms=self._settings.idempotency_ttl_ms,
         )
         new = {row[0]: row for row in rows}
@@ -215,7 +231,7 @@ class Store:
             "known",
             ids=words(t.id for t in tasks),
             tenants=names(t.tenant for t in tasks),
-            keys=_texts([t.idempotency_key for t in tasks]),
+            keys=texts(t.idempotency_key for t in tasks),
         )
         found = {row[0]: (row[1], row[2], Task(*row[3:])) for row in rows}
         answers = {}
@@ -273,7 +289,7 @@ class Store:
             statuses=words(s.status for s in in_order),
             reasons=words(s.reason for s in in_order),
             delays=words(s.delay_ms for s in in_order),
-            errors=_texts([s.error for s in in_order]),
+            errors=texts(s.error for s in in_order),
             waits=words(s.wait_us for s in in_order),
             runs=words(s.run_us for s in in_order),
             refused=words(s.refused for s in in_order),
@@ -515,11 +531,6 @@ class WorkerIdentity(NamedTuple):
     queues: tuple[str, ...]
     types: tuple[str, ...]
     slots: int
-
-
-def _texts(values: Sequence[str | None]) -> Sequence[str | None] | str:
-    """An array of arbitrary texts; the common case, nothing but NULL, costs one join."""
-    return values if any(v is not None for v in values) else words(values)
 
 
 def _created(sent: NewTask, row: Mapping[int, Any] | tuple[Any, ...]) -> Accepted:

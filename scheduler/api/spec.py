@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
+from pydantic_core import to_json
 
 from scheduler.api.body import TooLarge, Unfit, payload_text
 from scheduler.api.problems import UNKNOWN_FIELD, FieldError, field_errors
@@ -35,9 +36,6 @@ _RFC3339: Final = re.compile(
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9999, 12, 31, tzinfo=UTC)
 """A day short of what a datetime can hold, so that it can be shown in any zone."""
-
-
-_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
 def _instant(value: Any) -> Any:
@@ -180,11 +178,11 @@ def _fingerprint(spec: TaskSpec, backoff: str | None, max_retries: int) -> str:
 
     1 and 1.0 differ; 100.0 and 1e2 do not; nor does an instant in another zone.
     """
-    canonical = _CANONICAL.encode(
+    canonical = to_json(
         [
             spec.type,
             spec.priority,
-            spec.payload,
+            _in_order(spec.payload),
             spec.queue,
             max_retries,
             spec.timeout_ms,
@@ -193,4 +191,13 @@ def _fingerprint(spec: TaskSpec, backoff: str | None, max_retries: int) -> str:
             backoff,
         ]
     )
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _in_order(value: Any) -> Any:
+    """The same with the fields of every object sorted by name. The levels are counted before."""
+    if isinstance(value, dict):
+        return {name: _in_order(value[name]) for name in sorted(value)}
+    if isinstance(value, list):
+        return [_in_order(part) for part in value]
+    return value

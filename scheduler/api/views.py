@@ -178,32 +178,27 @@ class ReadyView(BaseModel):
 
 def task_json(task: Task) -> str:
     """A task as JSON text, in the shape of TaskView."""
-    head = to_json(
-        {
-            "id": task.id,
-            "type": task.type,
-            "queue": task.queue,
-            "priority": task.priority,
-            "status": task.status,
-            "attempts": task.attempts,
-            "failures": task.failures,
-            "losses": task.losses,
-            "redrives": task.redrives,
-            "max_retries": task.max_retries,
-            "timeout_ms": task.timeout_ms,
-            "idempotency_key": task.idempotency_key,
-            "due_at": rfc3339(task.due_at),
-            "created_at": rfc3339(task.created_at),
-            "claimed_at": task.claimed_at and rfc3339(task.claimed_at),
-            "finished_at": task.finished_at and rfc3339(task.finished_at),
-            "dead_at": task.dead_at and rfc3339(task.dead_at),
-            "dead_reason": task.dead_reason,
-            "worker": task.worker,
-            "lease_expires_at": task.lease_expires_at and rfc3339(task.lease_expires_at),
-            "last_error": task.last_error,
-        }
-    ).decode()
-    return f'{head[:-1]},"backoff":{task.backoff or "null"},"payload":{task.payload}}}'
+    # Names and words of our own need no escaping; to write them so costs a third of a general writer.
+    return (
+        f'{{"id":"{task.id}","type":"{task.type}","queue":"{task.queue}","priority":"{task.priority}"'
+        f',"status":"{task.status}","attempts":{task.attempts},"failures":{task.failures}'
+        f',"losses":{task.losses},"redrives":{task.redrives},"max_retries":{task.max_retries}'
+        f',"timeout_ms":{_text(task.timeout_ms)},"idempotency_key":{_text(task.idempotency_key)}'
+        f',"due_at":"{rfc3339(task.due_at)}","created_at":"{rfc3339(task.created_at)}"'
+        f',"claimed_at":{_instant(task.claimed_at)},"finished_at":{_instant(task.finished_at)}'
+        f',"dead_at":{_instant(task.dead_at)},"dead_reason":{_text(task.dead_reason)}'
+        f',"worker":{_text(task.worker)},"lease_expires_at":{_instant(task.lease_expires_at)}'
+        f',"last_error":{_text(task.last_error)}'
+        f',"backoff":{task.backoff or "null"},"payload":{task.payload}}}'
+    )
+
+
+def _text(value: str | int | None) -> str:
+    return "null" if value is None else to_json(value).decode()
+
+
+def _instant(value: datetime | None) -> str:
+    return "null" if value is None else f'"{rfc3339(value)}"'
 
 
 def page_json(tasks: Iterable[Task], next_cursor: str | None) -> str:

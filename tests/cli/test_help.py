@@ -63,10 +63,15 @@ def test_the_options_of_load_are_shown():
         assert re.search(rf"(?<!\S){option}\b", done.stdout)
 
 
-def test_a_reader_that_has_had_enough_is_no_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["config"], ["--help"]])
+def test_a_reader_that_has_had_enough_is_no_error(words: list[str], unbuffered: str):
     """`scheduler config | head -1`: the rest of the output has nowhere to go."""
     with subprocess.Popen(
-        [*COMMAND, "config"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *words],
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         process.stdout.close()
         assert process.wait(30) == 0
