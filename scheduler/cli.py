@@ -96,8 +96,13 @@ def _add_systems(commands: Commands) -> None:
 
 
 def _add_processes(commands: Commands) -> None:
-    where = "HTTP_ADDR says where, METRICS_ADDR where its metrics are."
+    where = (
+        "HTTP_ADDR says where, METRICS_ADDR where its metrics are. With --workers N the processes share\n"
+        "HTTP_ADDR, and their metrics are on N ports from METRICS_ADDR upwards."
+    )
     api = _add(commands, "api", "serve the HTTP API", where)
+    api.add_argument("--workers", type=_positive, default=1, help="API processes to supervise (default 1)")
+    api.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
     worker = _add(
         commands,
         "worker",
@@ -171,12 +176,12 @@ def _dispatch(args: argparse.Namespace) -> int:
     log.configure(settings.log_level, settings.log_format)
     if args.command == "up":
         return commands.up(args, os.environ)
-    if args.command == "worker":
-        return commands.worker(settings, args, os.environ)
+    if args.command in {"api", "worker"}:
+        serve = commands.api if args.command == "api" else commands.worker
+        return serve(settings, args, os.environ)
     if args.command == "config":
         return commands.config(settings, sources)
     command = {
-        "api": commands.api,
         "migrate": commands.migrate,
         "task": commands.task,
         "dlq": commands.dlq,

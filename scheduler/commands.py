@@ -51,14 +51,20 @@ async def stores(settings: Settings, name: str) -> AsyncIterator[tuple[Store, In
 # Processes
 
 
-def api(settings: Settings, args: Args) -> int:
-    """Serve the API."""
+def api(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
+    """Serve the API: one process, or several that share its address."""
     from scheduler.api import server
     from scheduler.loop import Loop
     from scheduler.sampler import Sampler
 
     if args.lifeline is not None:
         hold_lifeline(args.lifeline)
+    if args.workers > 1:
+        from scheduler.fleet import Fleet
+
+        with server.reserved(settings.http_addr) as address:
+            env = {**env, "HTTP_ADDR": masked("http_addr", address)}
+            return Fleet(settings, args.workers, ["api", "--shared"], env).run()
     server.run(
         settings,
         ready=lambda line: print(line, flush=True),
@@ -70,6 +76,7 @@ def api(settings: Settings, args: Args) -> int:
                 metrics,
             )
         ],
+        shared=args.shared,
     )
     return 0
 

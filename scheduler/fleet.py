@@ -1,7 +1,7 @@
-"""Fleet: one process that supervises N worker processes on one machine.
+"""Fleet: one process that supervises N processes of a kind, workers or APIs, on one machine.
 
-A worker that ends is started again, after a pause that doubles from 0.1 s to 10 s and is forgotten once it
-has lived for half a minute. Each worker has a metrics port of its own, counted up from METRICS_ADDR.
+One that ends is started again, after a pause that doubles from 0.1 s to 10 s and is forgotten once it has
+lived for half a minute. Each has a metrics port of its own, counted up from METRICS_ADDR.
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ _LONGEST_PAUSE_S: Final = 10.0
 _LIVED_S: Final = 30.0
 _LAST_PORT: Final = 65_535
 _EXPLAINED: Final = 2
-"""Exit code of a worker that has said what was wrong, on the standard error that it shares with us."""
+"""Exit code of a child that has said what was wrong, on the standard error that it shares with us."""
 
 
 class Fleet:
-    """N workers and the parent that watches them.
+    """N processes and the parent that watches them.
 
     Args:
-        args: The command line of one worker, e.g. `["worker", "--app", "shop.tasks"]`.
-        env: The environment of the workers; METRICS_ADDR is set for each.
+        args: The command line of one of them, e.g. `["worker", "--app", "shop.tasks"]`; its first word is
+            the kind.
+        env: Their environment; METRICS_ADDR is set for each.
 
     Raises:
-        StartError: METRICS_ADDR is so high that the last workers would have no port.
+        StartError: METRICS_ADDR is so high that the last ones would have no port.
     """
 
     def __init__(self, settings: Settings, size: int, args: Sequence[str], env: Mapping[str, str]) -> None:
         host, first = settings.metrics_addr
         if first and first + size - 1 > _LAST_PORT:
             raise StartError(
-                f"METRICS_ADDR={masked('metrics_addr', (host, first))} leaves no ports for {size} workers:"
+                f"METRICS_ADDR={masked('metrics_addr', (host, first))} leaves no ports for {size} processes:"
                 " they are counted up from it; choose a lower one (port 0: any)"
             )
         self._settings = settings
         self._size = size
         self._args = list(args)
+        self._kind = self._args[0]
         self._env = dict(env)
         self._children: list[Child] = []
         self._signals = 0
@@ -54,10 +56,10 @@ class Fleet:
         self._log = log.get("fleet")
 
     def run(self) -> int:
-        """Start the workers and watch them until a signal ends the fleet; the exit code.
+        """Start them and watch them until a signal ends the fleet; the exit code.
 
         Raises:
-            StartError: a worker could not be started at all; the others are stopped.
+            StartError: one could not be started at all; the others are stopped.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -69,7 +71,7 @@ class Fleet:
             ]
             for watcher in watchers:
                 watcher.start()
-            announce("fleet", workers=self._size, pid=os.getpid())
+            announce("fleet", **{f"{self._kind}s": self._size}, pid=os.getpid())
             while not self._signals:
                 self._wake.wait(1.0)
         except StartError:
@@ -82,13 +84,13 @@ class Fleet:
         return 0
 
     def _begin(self) -> None:
-        """Start the workers, the first one alone: what keeps all of them from starting is said once."""
+        """Start them, the first one alone: what keeps all of them from starting is said once."""
         for i in range(self._size):
             self._children.append(self._start(i))
             if i == 0:
-                announce("worker", **self._children[0].ready())
+                announce(self._kind, **self._children[0].ready())
         for child in self._children[1:]:
-            announce("worker", **child.ready())
+            announce(self._kind, **child.ready())
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._signals += 1
@@ -106,7 +108,7 @@ class Fleet:
         return Child(self._args, env=env)
 
     def _keep(self, i: int) -> None:
-        """Start worker `i` again whenever it ends, until the fleet ends."""
+        """Start number `i` again whenever it ends, until the fleet ends."""
         pause = _FIRST_PAUSE_S
         while not self._signals:
             born = clock.monotonic()
@@ -115,15 +117,15 @@ class Fleet:
                 return
             if clock.monotonic() - born > _LIVED_S:
                 pause = _FIRST_PAUSE_S
-            self._log.warning("worker ended; starting it again", number=i, code=code, pause_s=pause)
+            self._log.warning(f"{self._kind} ended; starting it again", number=i, code=code, pause_s=pause)
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
             if not self._ending():
                 self._children[i] = self._start(i)
                 try:
-                    announce("worker", **self._children[i].ready())
+                    announce(self._kind, **self._children[i].ready())
                 except StartError as error:
-                    self._log.warning("worker did not start", number=i, error=str(error))
+                    self._log.warning(f"{self._kind} did not start", number=i, error=str(error))
 
     def _end_all(self, watchers: Sequence[threading.Thread]) -> None:
         for child in self._children:

@@ -27,6 +27,7 @@ import pytest
 from fix_servers import WHEEL, Servers
 
 from scheduler import config
+from scheduler.supervisor import free_port
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 PATIENCE_S = 30.0
@@ -36,6 +37,14 @@ def environment(**variables: str) -> dict[str, str]:
     """Our environment with these settings and no other."""
     ours = {declared.name for declared in config.VARS.values()}
     return {k: v for k, v in os.environ.items() if k not in ours} | variables
+
+
+def free_ports(n: int) -> int:
+    """The first of `n` ports in a row that are free."""
+    while True:
+        first = free_port()
+        if all(free_port(first + i) == first + i for i in range(n)):
+            return first
 
 
 def children(pid: int) -> set[int]:

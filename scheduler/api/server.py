@@ -36,13 +36,25 @@ MakeLoop = Callable[[Backend, Metrics], Loop]
 """Makes a background loop of this process, such as the sampler."""
 
 
-def run(settings: Settings, *, ready: Callable[[str], None], loops: Sequence[MakeLoop] = ()) -> None:
+def run(
+    settings: Settings,
+    *,
+    ready: Callable[[str], None],
+    loops: Sequence[MakeLoop] = (),
+    shared: bool = False,
+) -> None:
     """`serve` in an event loop of its own, until SIGTERM or SIGINT."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, ready=ready, loops=loops))
+        runner.run(serve(settings, ready=ready, loops=loops, shared=shared))
 
 
-async def serve(settings: Settings, *, ready: Callable[[str], None], loops: Sequence[MakeLoop] = ()) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    ready: Callable[[str], None],
+    loops: Sequence[MakeLoop] = (),
+    shared: bool = False,
+) -> None:
     """Serve the API until SIGTERM or SIGINT, then answer what was asked, commit what waits, and return.
 
     A Redis that is away does not keep it from starting, as enqueueing does not need it.
@@ -51,12 +63,13 @@ async def serve(settings: Settings, *, ready: Callable[[str], None], loops: Sequ
         settings: Where to listen and what to connect to.
         ready: Called with one line once requests are answered.
         loops: The process's background loops, started and stopped with it.
+        shared: Listen beside other processes, among which the system divides the connections.
 
     Raises:
         StartError: an address cannot be bound, Postgres cannot be used, or Redis is there but unfit.
     """
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.http_addr))
+        listener = stack.enter_context(_listen(settings.http_addr, shared=shared))
         metrics = Metrics()
         exporter, _ = metrics.serve(settings.metrics_addr)
         stack.callback(exporter.server_close)
@@ -133,16 +146,42 @@ def _stopped_by_signals(server: _Server) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
+@contextmanager
+def reserved(address: tuple[str, int]) -> Iterator[tuple[str, int]]:
+    """Hold an address, which processes are going to share; it with its port, where any was asked for.
+
+    Nobody else can come in while one of them is started again.
+
+    Raises:
+        StartError: it cannot be bound.
+    """
+    with _listen(address) as alone:  # a socket that shares would come in beside others that do
+        family, where = alone.family, alone.getsockname()
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with _binding(address):
+            holder.bind(where)
+        yield address[0], where[1]
+
+
+def _listen(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
     host, port = address
-    try:
+    with _binding(address):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, where = found[0]
-        return socket.create_server(where, family=family, backlog=BACKLOG)
+        return socket.create_server(where, family=family, backlog=BACKLOG, reuse_port=shared)
+
+
+@contextmanager
+def _binding(address: tuple[str, int]) -> Iterator[None]:
+    """Say in one line why an address cannot be bound."""
+    try:
+        yield
     except OSError as error:
         what = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
         raise StartError(
-            f"the HTTP address {host}:{port} {what}; set HTTP_ADDR to another one (port 0: any)"
+            f"the HTTP address {address[0]}:{address[1]} {what}; set HTTP_ADDR to another one (port 0: any)"
         ) from None
 
 

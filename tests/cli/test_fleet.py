@@ -10,18 +10,10 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from fix_process import alive, environment, until
+from fix_process import alive, environment, free_ports, until
 
 from scheduler.child import Child
-from scheduler.supervisor import HOST, free_port
-
-
-def free_ports(n: int) -> int:
-    """The first of `n` ports in a row that are free."""
-    while True:
-        first = free_port()
-        if all(free_port(first + i) == first + i for i in range(n)):
-            return first
+from scheduler.supervisor import HOST
 
 
 def worker_line(port: int) -> str:
