@@ -1,8 +1,9 @@
 """Enqueue: commit new tasks in groups, then push their ids.
 
-Group commit without a timer: two flushers share one line of waiting units; whenever one of them is free it
-takes everything that waits, up to a batch. Under load the groups grow by themselves, when idle a single
-request is committed at once.
+Group commit: two flushers share one line of waiting units; one that is free takes everything that waits, up
+to a batch. When idle a single request is committed at once. Under load the groups grow by themselves, because
+a small group waits for the small one that is in flight: a commit costs the same for one task as for fifty. A
+large group, or one that takes long, holds nobody up.
 
 A unit is what one request brought: it is never split, so a bulk request is one transaction.
 """
@@ -24,6 +25,10 @@ from scheduler.queue import Index
 from scheduler.store import Store
 
 _FLUSHERS: Final = 2
+_SMALL: Final = 100
+"""Tasks. A group of fewer is worth waiting for."""
+_YOUNG_S: Final = 0.02
+"""How long it is worth it: a commit takes some milliseconds, and one that is stuck must not stop the rest."""
 _RETRY_PAUSE_S: Final = 0.05
 _LONGEST_PUSH_PAUSE_S: Final = 1.0
 _PUSH_PATIENCE_S: Final = 0.5
@@ -49,6 +54,8 @@ class Enqueuer:
         self._timeout_s = settings.enqueue_timeout_ms / 1000
         self._line: deque[_Unit] = deque()
         self._waiting = 0
+        self._in_flight = 0
+        self._left_at = 0.0
         self._arrived = asyncio.Event()
         self._flushers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -85,27 +92,44 @@ class Enqueuer:
         self._line.append(unit)
         self._waiting += len(tasks)
         self._arrived.set()
+        # Both flushers may be waiting for a silent Postgres, with earlier units.
+        giving_up = loop.call_later(self._timeout_s, self._give_up, unit)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await unit.answer
-        except TimeoutError:  # both flushers may be waiting for a silent Postgres, with earlier units
-            raise StoreUnavailable(f"Postgres committed nothing for {self._timeout_s:g} s") from None
+            return await unit.answer
+        finally:
+            giving_up.cancel()
+
+    def _give_up(self, unit: _Unit) -> None:
+        _fail([unit], StoreUnavailable(f"Postgres committed nothing for {self._timeout_s:g} s"))
 
     async def _flush_loop(self) -> None:
         while True:
-            while not self._line:
-                if self._stopping:
+            while not self._line or self._worth_waiting():
+                if self._stopping and not self._line:
                     return
                 self._arrived.clear()
                 await self._arrived.wait()
             units = self._take()
+            size = sum(len(unit.tasks) for unit in units)
+            self._in_flight += size
+            self._left_at = clock.monotonic()
+            old = asyncio.get_running_loop().call_later(
+                _YOUNG_S + 0.002, self._arrived.set
+            )  # timers may be early by 1 ms
             try:
                 await self._commit(units)
             except Exception as error:  # noqa: BLE001 - a defect must answer its requests and not end the flusher
                 self._log.error("commit failed", exc_info=error)
                 _fail(units, StoreError("the commit failed; the server's log says why"))
             finally:
-                self._waiting -= sum(len(unit.tasks) for unit in units)
+                old.cancel()
+                self._in_flight -= size
+                self._waiting -= size
+                self._arrived.set()
+
+    def _worth_waiting(self) -> bool:
+        """Whether a small group is in flight that will be back soon: then what waits goes together."""
+        return 0 < self._in_flight < _SMALL and clock.monotonic() - self._left_at < _YOUNG_S
 
     def _take(self) -> list[_Unit]:
         """Everything that waits, up to a batch; at least one unit."""
