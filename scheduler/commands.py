@@ -148,8 +148,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
         signal.signal(number, lambda *_: stopping.set())
     with Stack(env, Path(args.data_dir), lambda line: print(line, flush=True)) as stack:
         stack.start_servers()
-        http = stack.start_api()
-        fleet = stack.start_workers(args.workers, args=["--app", args.app] if args.app else [])
+        http, fleet = stack.start_all(args.workers, args=["--app", args.app] if args.app else [])
         settings, _ = load(stack.env)
         rows = [
             ("Postgres", masked("postgres_url", settings.postgres_url)),
@@ -158,7 +157,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
             ("API metrics", f"http://127.0.0.1:{http['metrics']}/metrics"),
             *(
                 (f"worker {i} metrics", f"http://127.0.0.1:{facts['metrics']}/metrics")
-                for i, (_, facts) in enumerate(fleet, 1)
+                for i, facts in enumerate(fleet, 1)
             ),
             ("data and logs", str(stack.data_dir)),
         ]

@@ -75,6 +75,17 @@ class Enqueuer:
         self._arrived.set()
         await asyncio.gather(*self._flushers)
 
+    def check_room(self, n: int = 1) -> None:
+        """See that `n` tasks would be let in now: whoever would be refused need not be read and checked.
+
+        Raises:
+            Overloaded: as `submit`.
+        """
+        if self._stopping:
+            raise Overloaded("this process is stopping")
+        if self._waiting + n > self._max_waiting and self._waiting > 0:
+            raise Overloaded(f"{self._waiting} tasks wait for their commit already")
+
     async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
         """Commit `tasks` in one transaction and push them; answer in their order.
 
@@ -83,10 +94,7 @@ class Enqueuer:
             InputRefused: Postgres refused a value of this unit; nothing of it was written.
             StoreUnavailable: no commit within ENQUEUE_TIMEOUT_MS. Whether it was committed is unknown.
         """
-        if self._stopping:
-            raise Overloaded("this process is stopping")
-        if self._waiting + len(tasks) > self._max_waiting and self._waiting > 0:
-            raise Overloaded(f"{self._waiting} tasks wait for their commit already")
+        self.check_room(len(tasks))
         loop = asyncio.get_running_loop()
         unit = _Unit(tasks, loop.create_future(), clock.monotonic() + self._timeout_s)
         self._line.append(unit)

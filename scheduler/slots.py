@@ -3,7 +3,8 @@
 The local buffer is bounded by time: beyond the free slots a worker takes only what it can run within
 LEASE_AHEAD_MS, by a moving average of run times that counts the runs in progress, too. So noops come in large
 batches, and a task of one second is not hoarded while another worker idles. When slow tasks fill all slots
-before the average knows, what waits behind them is given back.
+before the average knows, what waits behind them is given back. The buffer is bounded by memory, too: large
+payloads wait in Postgres, not here.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from scheduler.solo import Solo
 _WATCH_S: Final = 0.05
 _YIELD_S: Final = 0.005
 _WEIGHT: Final = 0.02
-_STUCK_S: Final = 0.5
+_STUCK_S: Final = 0.2
 """When no run has begun for so long, what waits in the buffer may be better off in another worker."""
 
 _SLOWEST_GUESS_S: Final = 0.001
 """What a run is taken to last before any was seen: a batch to learn from, and no hoard of slow ones."""
+
+_AHEAD_BYTES: Final = 2 * 2**20
+"""Payloads that may wait in the buffer, as far as the size of one in each batch tells."""
+
+_LARGEST_GUESS: Final = 2**18
+"""Bytes. What a payload is taken to hold before any was seen."""
 
 Ended = Callable[[Lease, Result, Handler | None], None]
 GiveBack = Callable[[Sequence[Lease]], None]
@@ -63,6 +70,7 @@ class Slots:
         self._running: dict[int, Running] = {}
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="slot")
         self._mean_s = _SLOWEST_GUESS_S
+        self._payload_bytes: float | None = None
         self._yielded = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self.room_made = asyncio.Event()
@@ -91,15 +99,26 @@ class Slots:
         if self._stuck():
             return 0  # they would be given back, again and again
         free = self.size - len(self._running)
-        # A run in progress counts as if it ended now: the average must not wait until slow ones have ended.
-        now = clock.monotonic()
-        expected_s = self._mean_s + _WEIGHT * sum(now - r.started for r in self._running.values())
-        target = free + min(int(self.size * self._ahead_s / expected_s), self._most)
+        target = free + min(self._ahead(), self._most)
         wanted = target - len(self._buffer)
         # A round trip for a few tasks is dear: wait until a good part of the buffer is used up, or all is.
         if wanted < target / 2 and not (free and not self._buffer):
             return 0
         return max(0, min(wanted, self._most))
+
+    def _ahead(self) -> int:
+        """How many tasks may wait for a slot here."""
+        # A run in progress counts as if it ended now: the average must not wait until slow ones have ended.
+        now = clock.monotonic()
+        expected_s = self._mean_s + _WEIGHT * sum(now - r.started for r in self._running.values())
+        payload = _LARGEST_GUESS if self._payload_bytes is None else self._payload_bytes
+        return min(int(self.size * self._ahead_s / expected_s), int(_AHEAD_BYTES / payload))
+
+    def _weigh(self, lease: Lease) -> None:
+        """Learn from one of a batch how large payloads are: the guess rises at once and falls slowly."""
+        size = len(repr(lease.payload))
+        before = size if self._payload_bytes is None else self._payload_bytes
+        self._payload_bytes = max(size, before + 0.1 * (size - before))
 
     def _stuck(self) -> bool:
         """Whether every slot is taken and none has come free for a while."""
@@ -108,6 +127,8 @@ class Slots:
 
     def put(self, leases: Sequence[Lease]) -> None:
         """Line up leases, to be run in this order; suspects wait for their turn to run alone."""
+        if leases:
+            self._weigh(leases[0])
         for lease in leases:
             if lease.suspect:
                 self._suspects.put_nowait(lease)

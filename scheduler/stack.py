@@ -71,17 +71,28 @@ class Stack:
             self._chosen("Redis", 6379, self.redis.port)
         asyncio.run(migrate.apply(self.env["POSTGRES_URL"]))
 
+    def start_all(
+        self, workers: int, *, args: Sequence[str] = ()
+    ) -> tuple[dict[str, str], list[dict[str, str]]]:
+        """Start the API and `workers` workers at once and wait until all serve; what each announced."""
+        api, fleet = self._launch_api(), self._launch_workers(workers, args, None)
+        return api.ready(), [child.ready() for child in fleet]
+
     def start_api(self) -> dict[str, str]:
         """Start the API and wait until it serves; what it announced (`http`, `metrics`, `pid`)."""
-        child = self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"))
-        return child.ready()
+        return self._launch_api().ready()
 
     def start_workers(
         self, n: int, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> list[tuple[Child, dict[str, str]]]:
         """Start `n` worker processes at once and wait until all serve; each with what it announced."""
-        children = [self._start(["worker", *args], 1 + i, ("METRICS_ADDR",), env=env) for i in range(n)]
-        return [(child, child.ready()) for child in children]
+        return [(child, child.ready()) for child in self._launch_workers(n, args, env)]
+
+    def _launch_api(self) -> Child:
+        return self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"))
+
+    def _launch_workers(self, n: int, args: Sequence[str], env: Mapping[str, str] | None) -> list[Child]:
+        return [self._start(["worker", *args], 1 + i, ("METRICS_ADDR",), env=env) for i in range(n)]
 
     def end(self, child: Child, *, grace_s: float = 15.0) -> int:
         """Stop one child before the stack is stopped; its exit code."""

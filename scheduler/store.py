@@ -350,13 +350,13 @@ class Store:
     async def redrive(
         self, which: Filter, *, page: int, until: str | None = None
     ) -> list[tuple[str, str, Priority]]:
-        """Queue a page of the letters that were dead at `until` again: (id, queue, priority) of each."""
+        """Queue a page of the letters that were dead at `until` again: (id, queue, priority), by id."""
         return await self._dead_letters("redrive", which, until, page)
 
     async def purge(
         self, which: Filter, *, page: int, until: str | None = None
     ) -> list[tuple[str, str, Priority]]:
-        """Take a page of the letters that were dead at `until` off: (id, queue, priority) of each."""
+        """Take a page of the letters that were dead at `until` off: (id, queue, priority), by id."""
         return await self._dead_letters("purge", which, until, page)
 
     async def _dead_letters(
@@ -364,7 +364,7 @@ class Store:
     ) -> list[tuple[str, str, Priority]]:
         params = which._asdict() | {"ids": None if which.ids is None else words(which.ids)}
         rows = await self._run(name, until=until, page=page, **params)
-        return [(row[0], row[1], row[2]) for row in rows]
+        return sorted((row[0], row[1], row[2]) for row in rows)
 
     # reading
 
@@ -441,16 +441,12 @@ class Store:
         )
 
     async def leave(self, worker_id: str) -> None:
-        """Take a worker that stopped in good order off the registry."""
+        """Take a worker that stopped in good order off the registry; it leads nothing any more."""
         await self._run("leave", id=worker_id)
 
     async def lead(self, name: str, holder: str, *, ttl_ms: int) -> bool:
         """Become or stay the leader of `name` for `ttl_ms`; False if another one leads."""
         return bool(await self._run("lead", name=name, holder=holder, ttl_ms=ttl_ms))
-
-    async def resign(self, name: str, holder: str) -> None:
-        """Give up a leadership."""
-        await self._run("resign", name=name, holder=holder)
 
     # reconcile
 

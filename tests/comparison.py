@@ -31,6 +31,8 @@ def moved_tables(tables: Tables, ms: float) -> Tables:
 
 def plain(value: Any, now_ms: float, name: str = "") -> Any:
     """An answer, or tables, with instants and durations in half seconds from `now_ms`."""
+    if value is None or isinstance(value, bool | str):
+        return value
     if is_dataclass(value):
         names = [f.name for f in fields(value) if f.name not in OF_THE_PROCESS]
         return {name: plain(getattr(value, name), now_ms, name) for name in names}
@@ -42,8 +44,6 @@ def plain(value: Any, now_ms: float, name: str = "") -> Any:
         return [plain(item, now_ms) for item in value]
     if isinstance(value, datetime):
         return round((ms_of(value) - now_ms) / 500)
-    if value is None or isinstance(value, bool | str):
-        return value
     if is_instant(name):
         return round((value - now_ms) / 500)
     if isinstance(value, float):

@@ -127,7 +127,10 @@ class Reference:
 
     async def expired(self, n: int) -> list[tuple[str, str]]:
         due = _due(self.held.leases, self.now_ms())[:n]
-        return [(id_, self.held.live[id_]) for id_ in due if self.held.live.get(id_)]
+        owned = [(id_, token) for id_ in due if (token := self.held.live.get(id_))]
+        for id_ in set(due) - dict(owned).keys():
+            del self.held.leases[id_]
+        return owned
 
     async def pump(self, n: int) -> int:
         moved = 0

@@ -336,6 +336,9 @@ class ReferenceStore:
 
     async def leave(self, worker_id: str) -> None:
         self.held.workers.pop(worker_id, None)
+        leaders = self.held.leaders
+        for name in [name for name, leader in leaders.items() if leader.holder == worker_id]:
+            del leaders[name]
 
     async def workers(self) -> list[WorkerInfo]:
         rows = sorted(self.held.workers.values(), key=lambda w: (-w.started_at, w.id))
@@ -351,10 +354,6 @@ class ReferenceStore:
             return False
         self.held.leaders[name] = Leader(name, holder, now + ttl_ms)
         return True
-
-    async def resign(self, name: str, holder: str) -> None:
-        if name in self.held.leaders and self.held.leaders[name].holder == holder:
-            del self.held.leaders[name]
 
     # reconcile
 

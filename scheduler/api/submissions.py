@@ -30,6 +30,7 @@ router = new_router("tasks")
 async def create_task(request: Request) -> Response:
     """Accept one task."""
     backend = of_request(request)
+    backend.enqueuer.check_room()
     fields = body.decode(await body.read(request, backend.settings.max_body_bytes))
     _take_header_key(request, fields)
     try:
@@ -58,6 +59,7 @@ async def create_tasks(request: Request) -> Response:
     if _header_key(request) is not None:
         message = "A bulk request takes no Idempotency-Key; give each task an idempotency_key"
         raise invalid([FieldError(loc=["header", "Idempotency-Key"], message=message)])
+    backend.enqueuer.check_room()
     content = body.decode(await body.read(request, backend.settings.max_body_bytes))
     tasks = await _new_tasks(_items(content), backend)
     accepted = await backend.enqueuer.submit(tasks)

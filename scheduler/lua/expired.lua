@@ -3,11 +3,13 @@
 -- KEYS   all keys of a shard: 1-4 q, 5-8 retry, 9-12 dlq (critical high default low),
 --        13 leases, 14 live, 15 credit, 16 wake, 17 paused, 18 epoch
 -- ARGV   n
---        most ids to name, up to 1,000
+--        most ids to look at, up to 1,000
 -- RETURN id, token, id, token, …
 --
--- Guards: read only; the reaper moves them by `place`, after it has asked Postgres.
---         An id that `live` does not have under a token is left out: census deals with damage.
+-- Guards: what has an owner is named only; the reaper moves it by `place`, after it has asked Postgres.
+--         An entry that `live` does not have under a token is taken out: nobody could ever move it, and while
+--         it stays it may make up for a lost id in the count of the census.
+--         The only write is ZREM, which a full Redis allows: it must be able to drain.
 local leases, live = KEYS[13], KEYS[14]
 
 local time = redis.call('TIME')
@@ -16,11 +18,16 @@ local ids = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, ARGV[1]
 if #ids == 0 then
   return {}
 end
-local owners, found = redis.call('HMGET', live, unpack(ids)), {}
+local owners, owned, ownerless = redis.call('HMGET', live, unpack(ids)), {}, {}
 for i, id in ipairs(ids) do
   if owners[i] and owners[i] ~= '' then
-    found[#found + 1] = id
-    found[#found + 1] = owners[i]
+    owned[#owned + 1] = id
+    owned[#owned + 1] = owners[i]
+  else
+    ownerless[#ownerless + 1] = id
   end
 end
-return found
+if #ownerless > 0 then
+  redis.call('ZREM', leases, unpack(ownerless))
+end
+return owned

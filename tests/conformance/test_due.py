@@ -6,7 +6,7 @@ import pytest
 from fix_shards import Inspector
 
 from scheduler.model import PRIORITIES
-from scheduler.queue import Shard
+from scheduler.queue import Census, Shard
 
 
 async def test_an_expired_lease_is_named_with_its_token(inspector: Inspector, shard: Shard) -> None:
@@ -23,12 +23,32 @@ async def test_a_page_of_expired_leases_starts_with_the_oldest(inspector: Inspec
     assert await shard.expired(2) == [("d", "t1"), ("c", "t1")]
 
 
-async def test_an_entry_without_a_token_is_left_out(inspector: Inspector, shard: Shard) -> None:
-    """Row 10: whose lease that was nobody knows; the census deals with it."""
-    held = {"leases": dict.fromkeys("abc", ("t1", -100)), "live": {"b": "", "c": "t1"}}
-    await inspector.load(**held)
+async def test_an_entry_without_a_token_is_taken_out(inspector: Inspector, shard: Shard) -> None:
+    """Row 10: whose lease that was nobody knows, and nobody could move it. One that is not due yet stays."""
+    leases = {"a": ("t1", -100), "b": ("t1", -100), "c": ("t1", -100), "d": ("t1", 9000)}
+    await inspector.load(leases=leases, live={"b": "", "c": "t1"})
     assert await shard.expired(10) == [("c", "t1")]
-    await inspector.expect(**held, whole=False)
+    await inspector.expect(
+        leases={"c": ("t1", -100), "d": ("t1", 9000)}, live={"b": "", "c": "t1"}, whole=False
+    )
+
+
+async def test_entries_without_a_token_do_not_come_again(inspector: Inspector, shard: Shard) -> None:
+    """They are of the page that is looked at; the next look meets what is behind them."""
+    await inspector.load(leases={id_: ("t1", i - 100) for i, id_ in enumerate("abc")}, live={"c": "t1"})
+    assert [await shard.expired(2), await shard.expired(2)] == [[], [("c", "t1")]]
+    await inspector.expect(leases={"c": ("t1", -98)})
+
+
+async def test_two_lost_keys_that_hide_each_other_come_to_light(inspector: Inspector, shard: Shard) -> None:
+    """`live` is lost while a task is leased, it is pushed again, and its list is lost: the sizes agree."""
+    await inspector.load(leases={"a": ("t1", 3000)}, live={"a": ""}, epoch="7")
+    assert await shard.expired(10) == []
+    assert await shard.census() == Census(whole=True, epoch="7")
+    await inspector.age(3000)
+    assert await shard.expired(10) == []
+    assert await shard.census() == Census(whole=False, epoch=None)
+    await inspector.expect()
 
 
 async def test_due_ids_become_ready_after_those_that_are(inspector: Inspector, shard: Shard) -> None:

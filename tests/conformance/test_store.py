@@ -174,7 +174,6 @@ def random_step(rng: random.Random, tables: Tables, now_ms: float) -> Step:
         (2, lambda store: store.beat(identity, running=page, polled_ms=polled_ms, alive_ms=ms)),
         (1, lambda store: store.leave(worker)),
         (2, lambda store: store.lead("reconcile", worker, ttl_ms=ms)),
-        (1, lambda store: store.resign("reconcile", worker)),
         (1, lambda store: store.epochs()),
         (2, lambda store: store.set_epoch("default", page, "run-2")),
         (2, lambda store: store.open_page(after, page)),

@@ -245,11 +245,11 @@ async def test_one_leads_until_its_time_is_over(store: Store, db: Database):
     assert not await store.lead("work", "a", ttl_ms=60_000)
 
 
-async def test_a_leader_may_resign_and_nobody_else_for_it(store: Store):
+async def test_a_worker_that_leaves_lets_another_lead(store: Store):
     await store.lead("work", "a", ttl_ms=60_000)
-    await store.resign("work", "b")
+    await store.leave("b")
     assert not await store.lead("work", "b", ttl_ms=60_000)
-    await store.resign("work", "a")
+    await store.leave("a")
     assert await store.lead("work", "b", ttl_ms=60_000)
 
 

@@ -101,9 +101,9 @@ async def test_10_the_reaper_guesses_no_token(server_inspector: ServerInspector)
     inspector, shard = server_inspector, server_inspector.shard
     await inspector.load(leases={"a": ("t1", -1)})
     await inspector.client.delete(shard.key("live"))
-    assert await shard.expired(10) == []
     assert await shard.place([Move("a", "", "tail", "low"), Move("a", "t1", "tail", "low")]) == 0
-    assert not (await shard.census()).whole
+    assert await shard.expired(10) == []
+    await inspector.expect()
     assert await shard.adopt([("a", "low", "t1", -1)]) == 1
     assert await shard.expired(10) == [("a", "t1")]
 

@@ -6,13 +6,16 @@ import asyncio
 import random
 import statistics
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import pairwise
 
 import psutil
 import pytest
 from fix_process import until
+from fix_store import Database
 from fix_system import Site
 
 from bench import load
@@ -127,6 +130,76 @@ class Others:
 def fail(site: Site, n: int) -> list[str]:
     """Enqueue so many tasks that always fail; each is tried four times."""
     return site.send([{"type": "always_fail", "priority": "low", "max_retries": 3}] * n)
+
+
+NOTE_DUES = """
+CREATE TABLE dues (failures integer, settled_at timestamptz, due_at timestamptz);
+CREATE FUNCTION note_due() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO dues VALUES (NEW.failures, now(), NEW.due_at);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_due AFTER UPDATE ON tasks FOR EACH ROW
+    WHEN (OLD.status = 'running' AND NEW.status = 'retrying') EXECUTE FUNCTION note_due()
+"""
+"""A trigger that writes down every due time that a failed attempt gives its task, and when it did."""
+
+NO_STORM = 3
+
+
+def crowding(times: Sequence[float], width: float, span: float) -> float:
+    """How much fuller the busiest stretch of that width is than if the times were even over the span."""
+    ordered = sorted(times)
+    busiest = max(bisect_left(ordered, time + width) - i for i, time in enumerate(ordered))
+    return busiest / (len(ordered) * width / span)
+
+
+def retries(site: Site, n: int) -> list[list[tuple[float, float]]]:
+    """Run so many tasks that always fail; of each retry when it is due, and how long it waits, by attempt."""
+    with closing(Database(site.system.postgres_url)) as db:
+        db.rows(NOTE_DUES)
+        ids = fail(site, n)
+        site.drained(180)
+        site.prove(ids)
+        dues = db.rows("SELECT * FROM dues")
+    assert site.system.query("SELECT outcome, count(*) FROM task_runs GROUP BY 1") == [("failed", 4 * n)]
+    assert site.value("SELECT count(*) FROM tasks WHERE dead_at IS NOT NULL") == n
+    waves: list[list[tuple[float, float]]] = [[], [], []]
+    for row in dues:
+        due, waits = row["due_at"].timestamp(), (row["due_at"] - row["settled_at"]).total_seconds()
+        waves[row["failures"] - 1].append((due, waits))
+    assert [len(wave) for wave in waves] == [n, n, n]
+    return waves
+
+
+def crowdings(site: Site, wave: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of the busiest second of the due times, and of the busiest tenth of the time that jitter spreads over.
+
+    The second looks at the waits, as if all had failed at the same moment: due times alone are spread already
+    by the time that it takes to run so many tasks.
+    """
+    due, waits = zip(*wave, strict=True)
+    jitter_s = site.system.settings.backoff.jitter_ms / 1000
+    return crowding(due, 1, max(due) - min(due)), crowding(waits, jitter_s / 10, jitter_s)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_retries_are_spread_out(site):
+    """5,000 tasks that always fail: exactly four starts each, and no second is much fuller than most."""
+    here = site(workers=2)
+    waves = [crowdings(here, wave) for wave in retries(here, 5_000)]
+    print(f"\nbusiest second and busiest tenth of the jitter, times the mean, by retry: {waves}")
+    for second, tenth in waves:
+        assert second <= NO_STORM
+        assert tenth <= NO_STORM
+
+
+def test_without_jitter_retries_would_come_all_at_once(site):
+    """The measure of the test above can fail."""
+    here = site(workers=1, RETRY_JITTER="none", RETRY_BASE_MS=50)
+    waves = [crowdings(here, wave) for wave in retries(here, 200)]
+    assert all(tenth > NO_STORM for _, tenth in waves)
 
 
 @pytest.mark.slow

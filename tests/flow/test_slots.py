@@ -112,6 +112,21 @@ async def test_quick_runs_earn_a_large_buffer_and_slow_ones_none(make_bench):
     assert bench.slots.room() <= 2 + 4, "little more than the free slots"
 
 
+async def test_large_payloads_wait_in_postgres(make_bench):
+    bench = make_bench(LEASE_BATCH_SIZE=100)
+    assert bench.slots.room() <= 2 + 8, "before any was seen they may be large"
+    bench.put("noop")
+    await bench.ended(1)
+    assert bench.slots.room() == 100
+    bench.put("noop", payload={"text": "x" * 2**20})
+    await bench.ended(2)
+    assert bench.slots.room() <= 2 + 2
+    for n in range(60):
+        bench.put("noop")
+        await bench.ended(3 + n)
+    assert bench.slots.room() == 100
+
+
 async def test_runs_in_progress_count_before_they_have_ended(make_bench):
     """Else the first slow ones would be hoarded: the average knows of none yet."""
     bench = make_bench(LEASE_AHEAD_MS=10, WORKER_POOL=4)

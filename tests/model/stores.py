@@ -75,7 +75,7 @@ STATEMENTS: Final = frozenset(
         "fall_due",
     ]
 )
-READS: Final = frozenset({"look", "reclaim", "expired", "listed", "give_up"})
+READS: Final = frozenset({"look", "reclaim", "listed", "give_up"})
 """Calls that change nothing."""
 
 
@@ -130,7 +130,10 @@ class Stores:
         return redis, 1
 
     def expired(self, redis: Redis) -> tuple[Redis, Token | None]:
-        return redis, redis.live if redis.leases and redis.live else None
+        """An entry that nobody owns is taken out: then the count is wrong, and the next census mends all."""
+        if not redis.live:
+            return redis._replace(leases=0), None
+        return redis, redis.live if redis.leases else None
 
     def pump(self, redis: Redis) -> tuple[Redis, int]:
         return redis._replace(retry=0, q=redis.q + redis.retry), redis.retry

@@ -33,7 +33,7 @@ QUIET_S = 30.0
 CLOCK_ERROR_MS = {"slow_clock": -20_000, "fast_clock": 3_600_000}
 """By how much the API's wall clock, which names the ids, may be off."""
 
-READS = {"known", "expired", "depths", "dlq_page", "run_id"}
+READS = {"known", "depths", "dlq_page", "run_id"}
 
 
 class World:
