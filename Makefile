@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test prove lint dev migrate api worker load lab notebooks clean
+.PHONY: help demo up test prove soak lint dev migrate api worker load lab notebooks clean
 .SUFFIXES:
 
 help: ## List the targets
@@ -28,6 +28,9 @@ test: lint ## Check the style, then run the tests
 prove: $(DEV) ## Run the slow proofs: faults, load, twins
 	@$(BIN)/pytest -m slow || { status=$$?; \
 		if [ $$status -ne 5 ]; then exit $$status; fi; echo "no slow proofs yet"; }
+
+soak: $(USE) ## Half an hour at half load: nothing may grow (make soak ARGS="--minutes 5")
+	@$(BIN)/bench soak $(or $(ARGS),--out docs/records/soak.json)
 
 lint: $(DEV) ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -5,15 +5,14 @@ the system gets time to finish, and the audit judges every task from the clients
 if four fifths of its planned faults landed while tasks were running.
 
 Results are appended to a file, one JSON object a line. With `--seeds` what is in the file already is not
-run again, so that a long series may be interrupted; `--record` sums it up.
+run again, so that a long series may be interrupted; `--out` keeps a record of the whole series. A result
+names the commit that it was found with, for the file may be older than the code.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import tempfile
 from collections import Counter
@@ -21,24 +20,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from bench import record
 from bench.builds import BUILDS
 from bench.trial import run
 from scheduler.errors import ConfigError
 
+RESULTS: Final = Path("results/chaos.jsonl")
 SHORTEST_S: Final = 10.0
 
 
-def line(record: Mapping[str, Any]) -> str:
+def line(found: Mapping[str, Any]) -> str:
     """One run in one line, and a line for each offence."""
-    verdict = record["verdict"]
+    verdict = found["verdict"]
     counts = ", ".join(f"{n:,} {status}" for status, n in sorted(verdict["statuses"].items()))
-    word = "passed" if record["passed"] else "FAILED"
-    if not record["counts"]:
+    word = "passed" if found["passed"] else "FAILED"
+    if not found["counts"]:
         word += ", does not count"
     head = (
-        f"seed {record['seed']}: {word}; {record['landed']} of {record['planned']} faults landed,"
-        f" {verdict['accepted']:,} accepted, {counts}, {record['runs'].get('lost', 0)} runs lost,"
-        f" {record['late']} late; quiet after {record['quiet_s']} s"
+        f"seed {found['seed']}: {word}; {found['landed']} of {found['planned']} faults landed,"
+        f" {verdict['accepted']:,} accepted, {counts}, {found['runs'].get('lost', 0)} runs lost,"
+        f" {found['late']} late; quiet after {found['quiet_s']} s"
     )
     offences = [
         f"  {c['name']}: {c['offenders']} ({c['meaning']}) {' '.join(c['examples'])}"
@@ -47,41 +48,50 @@ def line(record: Mapping[str, Any]) -> str:
     ]
     missed = [
         f"  not landed: {f['kind']} at {f['at_s']} s {f['what']}".rstrip()
-        for f in record["faults"]
+        for f in found["faults"]
         if not f["landed"]
     ]
     return "\n".join([head, *offences, *missed])
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A series in numbers, to be kept: the runs, what was done to them, and the machine."""
+def summary(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A series in numbers, to be kept: the runs, what was done to them, and each seed's own line."""
     planned, landed = Counter[str](), Counter[str]()
     runs, statuses = Counter[str](), Counter[str]()
-    for record in records:
-        planned.update(fault["kind"] for fault in record["faults"])
-        landed.update(fault["kind"] for fault in record["faults"] if fault["landed"])
-        runs.update(record["runs"])
-        statuses.update(record["verdict"]["statuses"])
+    for each in series:
+        planned.update(fault["kind"] for fault in each["faults"])
+        landed.update(fault["kind"] for fault in each["faults"] if fault["landed"])
+        runs.update(each["runs"])
+        statuses.update(each["verdict"]["statuses"])
     return {
-        "runs": len(records),
-        "passed": sum(record["passed"] for record in records),
-        "counted": sum(record["counts"] for record in records),
-        "seconds_each": records[0]["seconds"],
+        "runs": len(series),
+        "passed": sum(each["passed"] for each in series),
+        "counted": sum(each["counts"] for each in series),
+        "seconds_each": series[0]["seconds"],
         "faults": {kind: {"planned": planned[kind], "landed": landed[kind]} for kind in sorted(planned)},
-        "accepted": sum(record["verdict"]["accepted"] for record in records),
+        "accepted": sum(each["verdict"]["accepted"] for each in series),
         "tasks": dict(sorted(statuses.items())),
         "attempts": dict(sorted(runs.items())),
-        "late_answers": sum(record["late"] for record in records),
-        "checks": sorted({check["name"] for record in records for check in record["verdict"]["checks"]}),
-        "longest_quiet_s": max(record["quiet_s"] for record in records),
-        "failed_seeds": [record["seed"] for record in records if not record["passed"]],
-        "uncounted_seeds": [record["seed"] for record in records if not record["counts"]],
-        "seeds": [record["seed"] for record in records],
-        "machine": {
-            "cpus": os.cpu_count(),
-            "system": f"{platform.system()} {platform.release()}",
-            "python": platform.python_version(),
-        },
+        "late_answers": sum(each["late"] for each in series),
+        "checks": sorted({check["name"] for each in series for check in each["verdict"]["checks"]}),
+        "longest_quiet_s": max(each["quiet_s"] for each in series),
+        "failed_seeds": [each["seed"] for each in series if not each["passed"]],
+        "uncounted_seeds": [each["seed"] for each in series if not each["counts"]],
+        "seeds": [_seed(each) for each in series],
+    }
+
+
+def _seed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """One run in a series."""
+    return {
+        "seed": found["seed"],
+        "commit": found.get("commit", "unknown"),
+        "planned": found["planned"],
+        "landed_share": round(found["landed"] / found["planned"], 3),
+        "accepted": found["verdict"]["accepted"],
+        "passed": found["passed"],
+        "counts": found["counts"],
+        "seconds": round(found["seconds"] + found["quiet_s"], 1),
     }
 
 
@@ -98,9 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of a run (25)")
     parser.add_argument("--build", choices=sorted(BUILDS), help="run a broken build: it must fail")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/chaos.jsonl"), help="results (results/chaos.jsonl)"
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help=f"where each run is appended, and read from to go on ({RESULTS})",
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write a summary of these runs as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a record of these runs here")
 
 
 def _seeds(text: str) -> range:
@@ -115,17 +129,23 @@ def main(args: argparse.Namespace) -> int:
     if args.seconds < SHORTEST_S:
         raise ConfigError(f"a run of {args.seconds:g} s is too short for its faults; take {SHORTEST_S:g} s")
     seeds = args.seeds or [args.seed]
-    results = list(read(args.out)) if args.seeds else []
+    results = list(read(args.results)) if args.seeds else []
     done = {r["seed"]: r for r in results if _same(r, args) and r["counts"]}
     for seed in seeds:
         if seed not in done:
-            done[seed] = run_and_keep(seed, args.seconds, build=args.build, out=args.out)
+            done[seed] = run_and_keep(seed, args.seconds, build=args.build, out=args.results)
             print(line(done[seed]), flush=True)
-    records = [done[seed] for seed in seeds]
-    if args.record is not None:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        args.record.write_text(json.dumps(summary(records), indent=2) + "\n", encoding="utf-8")
-    return 0 if all(record["passed"] for record in records) else 1
+    runs = [done[seed] for seed in seeds]
+    if args.out is not None:
+        record.write(args.out, record.make(_command(args), summary(runs)))
+    return 0 if all(run["passed"] for run in runs) else 1
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """What a reader types to make the record again."""
+    seeds = f"--seeds {args.seeds[0]}-{args.seeds[-1]}" if args.seeds else f"--seed {args.seed}"
+    build = [f"--build {args.build}"] if args.build else []
+    return ["bench chaos", seeds, f"--seconds {args.seconds:g}", *build]
 
 
 def _same(record: Mapping[str, Any], args: argparse.Namespace) -> bool:
@@ -138,16 +158,16 @@ def run_and_keep(seed: int, seconds: float, *, build: str | None, out: Path) -> 
     with tempfile.TemporaryDirectory(prefix="scheduler-chaos-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # where root cannot be mapped, Postgres passes through as another user
-        record = run(seed, seconds, build=build, folder=folder)
-        if not record["passed"]:
+        found = run(seed, seconds, build=build, folder=folder) | {"commit": record.commit()}
+        if not found["passed"]:
             kept = out.parent / f"chaos-{build or 'seed'}-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
             kept.mkdir()
             for log in (*folder.glob("*.log"), *folder.glob("*.jsonl")):
                 shutil.copy(log, kept)
     with out.open("a", encoding="utf-8") as results:
-        results.write(json.dumps(record) + "\n")
-    return record
+        results.write(json.dumps(found) + "\n")
+    return found
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -160,7 +180,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         return
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            record = json.loads(text)
-            yield {name: record[name] for name in ("seed", "seconds", "build", "counts", "passed")} | record
+            found = json.loads(text)
+            yield {name: found[name] for name in ("seed", "seconds", "build", "counts", "passed")} | found
         except (ValueError, KeyError) as error:
             raise ConfigError(f"{path}, line {number}: not the record of a run ({error!r})") from None

@@ -8,20 +8,31 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from scheduler.errors import SchedulerError, StartError
+from scheduler.errors import StartError, exit_code
 
 _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
     "load": ("bench.load_cli", "send a mix of tasks to a running API"),
+    "plan": ("bench.plan", "what a scenario must come to, before anything runs"),
+    "simulate": ("bench.simulate", "a scenario in virtual time, with the product's own rules"),
     "audit": (
         "bench.audit_cli",
         "judge the tasks of a ledger, or a live system: is everything where it must be?",
     ),
     "chaos": ("bench.chaos", "harm a working system in every way that a seed draws, and audit it"),
+    "reliability": ("bench.reliability", "how soon a system recovers, and what it keeps under pressure"),
+    "soak": ("bench.soak", "half an hour at half load: does it grow?"),
+    "limits": (
+        "bench.limits",
+        "what one machine does: every row that must be reached, beside what limits it",
+    ),
     "ratios": (
         "bench.ratios",
         "the batch path against batches of one, pgbench and single requests, in one run",
     ),
+    "peers": ("bench.peers", "the same work by PgQueuer and Dramatiq, each at its best settings"),
+    "growth": ("bench.volume", "the same rates with ten million finished tasks in the tables?"),
+    "cost": ("bench.cost", "what a task costs in commands, statements, log and CPU"),
     "notebooks": ("bench.notebooks", "execute the notebooks"),
 }
 
@@ -51,11 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the answer is no, 2 it could not be done."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words and words[0] in _COMMANDS else None
-    try:
-        args = parser(chosen).parse_args(words)
-        return int(_module(_COMMANDS[args.command][0]).main(args))
-    except SchedulerError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_code("bench", lambda: _run(parser(chosen).parse_args(words)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    return int(_module(_COMMANDS[args.command][0]).main(args))

@@ -72,6 +72,21 @@ def look(client: redis.Redis, prefix: str) -> Index:
     return index
 
 
+def depth(client: redis.Redis, prefix: str) -> int:
+    """How many ids wait in the lists, at one moment for each shard.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    waiting = 0
+    for shard in _shards(client, prefix):
+        pipe: Any = client.pipeline(transaction=True)
+        for priority in PRIORITIES:
+            pipe.llen(f"{shard}q:{priority}")
+        waiting += sum(pipe.execute())
+    return waiting
+
+
 def disorder(index: Index) -> dict[str, str]:
     """Ids that are not in exactly one place, each with what is wrong; a sound system has none, ever."""
     wrong: dict[str, str] = {}

@@ -12,9 +12,10 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import ceil, nan
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bench.stats import percentile
 
 LATE_S = 0.01
 """A request sent more than this after its intended time counts as late, in seconds."""
@@ -96,12 +97,6 @@ class LoadResult:
     def latency_s(self, percent: float) -> float:
         """A percentile of `latencies`, in seconds; nan if nothing was accepted."""
         return percentile(self.latencies, percent)
-
-
-def percentile(values: array[float], percent: float) -> float:
-    """The smallest value that at least `percent` of 100 values do not exceed; nan if there are none."""
-    ranked = sorted(values)
-    return ranked[max(ceil(percent / 100 * len(ranked)), 1) - 1] if ranked else nan
 
 
 def write_ledger(result: LoadResult, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,9 @@ from scheduler.config import VARS, Settings, load
 from scheduler.stack import Say, Stack
 
 T = TypeVar("T")
+
+OWN_SERVERS: Final = {"POSTGRES_URL": "", "REDIS_ADDR": ""}
+"""Settings of a system that starts servers of its own, whatever the environment names."""
 
 _KEPT: Final = frozenset({"POSTGRES_URL", "REDIS_ADDR", "REDIS_PASS"})
 
@@ -84,11 +87,13 @@ class System:
         self.host = f"http://{facts['http']}"
         self.api_metrics = f"http://127.0.0.1:{facts['metrics']}/metrics"
 
-    def start_fleet(self, workers: int, *, env: Mapping[str, str] | None = None) -> None:
-        """Add `workers` processes, with settings of their own in `env`; returns when all are ready."""
+    def start_fleet(
+        self, workers: int, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
+        """Add `workers` processes, with words and settings of their own; returns when all are ready."""
         self.fleet += [
             Member(child, f"http://127.0.0.1:{facts['metrics']}/metrics")
-            for child, facts in self.stack.start_workers(workers, env=env)
+            for child, facts in self.stack.start_workers(workers, args=args, env=env)
         ]
 
     def stop_fleet(self) -> None:
@@ -96,6 +101,15 @@ class System:
         self.note()
         while self.fleet:
             self.stack.end(self.fleet.pop().child)
+
+    @contextmanager
+    def with_fleet(self, workers: int, *, env: Mapping[str, str] | None = None) -> Iterator[list[Member]]:
+        """Workers for the time of the block; a system has one fleet at a time."""
+        try:
+            self.start_fleet(workers, env=env)
+            yield self.fleet
+        finally:
+            self.stop_fleet()
 
     def query(self, sql: str, params: Mapping[str, object] | None = None) -> list[tuple[object, ...]]:
         """The observer's own look into Postgres: one statement, all rows."""

@@ -18,6 +18,7 @@ import redis
 from bench import index
 
 _LOOK_S: Final = 0.1
+_QUICK_LOOK_S: Final = 0.02
 _STALE_S: Final = 2.0
 _OPEN: Final = """
 SELECT count(*) FILTER (WHERE status = 'running'), count(*), coalesce(sum(attempts), 0)
@@ -25,6 +26,10 @@ FROM tasks WHERE finished_at IS NULL
 """
 
 Connect = Callable[[], psycopg.Connection[Any]]
+
+
+class Overdue(RuntimeError):
+    """Something that was waited for has not happened in time."""
 
 
 class Watch:
@@ -101,3 +106,17 @@ def until_quiet(connect: Connect, *, within_s: float, stalled_s: float) -> float
             if not found[1] or now - began > within_s or now - moved > stalled_s:
                 return now - began
             time.sleep(_LOOK_S)
+
+
+def until(holds: Callable[[], object], what: str, *, within_s: float = 30.0) -> float:
+    """Look again and again until it holds; the seconds that it took.
+
+    Raises:
+        Overdue: it does not within the time; `what` was waited for is in the text.
+    """
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > within_s:
+            raise Overdue(f"{what}: not within {within_s:g} s")
+        time.sleep(_QUICK_LOOK_S)
+    return time.monotonic() - began

@@ -121,6 +121,11 @@ class Deck(Sequence[Body]):
         return TYPES[self._types[index]]
 
     @property
+    def columns(self) -> tuple[bytes, bytes]:
+        """A byte a task, twice: its type's place in TYPES, and its priority's in PRIORITIES."""
+        return self._types, self._priorities
+
+    @property
     def counts(self) -> dict[TaskType, int]:
         """How many tasks of each type there are; all four types are named."""
         return {kind: self._types.count(number) for number, kind in enumerate(TYPES)}

@@ -1,9 +1,13 @@
-"""Writes the parts of README.md that the code knows better: settings, metrics, commands, modules.
+"""Writes the parts of the documents that the code and the records know better.
 
     python docs/generate.py            rewrite them in place
     python docs/generate.py --check    exit with 1 if one of them is out of date
 
-Each part lies between two comments, `<!-- settings -->` and `<!-- /settings -->`, and is replaced whole.
+In README.md these are settings, metrics, commands and modules; in docs/reliability.md and
+docs/performance.md the figures, from the records under docs/records/. Each part lies between two comments,
+`<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the promises of
+docs/reliability.md: of that table only the last column is written, where a comment names the figures:
+`<!-- whole again: flush.whole; soak -->`.
 """
 
 from __future__ import annotations
@@ -12,19 +16,26 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench import cli as bench_cli
+from bench import limits as bench_limits
+from bench.proof import COMMANDS, Proofs
+from bench.record import read
 from scheduler import cli
 from scheduler.config import VARS
 from scheduler.metrics import Metrics
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
+RELIABILITY: Final = ROOT / "docs" / "reliability.md"
+PERFORMANCE: Final = ROOT / "docs" / "performance.md"
+RECORDS: Final = ROOT / "docs" / "records"
 
 GROUPS: Final[dict[str, dict[str, str]]] = {
     "scheduler": {
@@ -43,12 +54,17 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Command": "commands cli",
     },
     "bench": {
-        "Inputs": "workload work builds",
-        "Acting": "system stand proxy arena faults http delivery load burst traffic trial",
-        "Observing": "scrape sampling receipts ledger journal index watch checks audit drift agreement"
-        " observation",
-        "Telling": "report plots progress",
-        "Commands": "demo load_cli audit_cli chaos ratios notebooks cli",
+        "Inputs": "workload work builds schema scenario arrivals",
+        "Acting": "system stand proxy arena faults http hammer delivery load burst parking traffic trial"
+        " recovery strain filling side churn",
+        "Observing": "scrape meter vitals sampling receipts ledger journal index watch checks audit drift"
+        " agreement growth observation",
+        "Telling": "record figure proof report plots progress",
+        "Predicting": "theory costs job history summary agenda twin",
+        "Measuring": "stats rows aims rounds company noop_api yardsticks rates latency occupancy"
+        " footprint startup crowd peer_apps.dramatiq_app peer_apps.pgqueuer_app peer known_peers",
+        "Commands": "demo load_cli plan simulate audit_cli chaos reliability soak limits ratios peers cost"
+        " volume notebooks cli",
     },
 }
 """Every module of a package by group, each group using the ones before it: the layers in pyproject.toml."""
@@ -150,42 +166,110 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
 }
 
 
-def renewed(text: str) -> str:
-    """The README with every block as the code has it now.
+def renewed(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS, name: str = "README.md") -> str:
+    """A document with every block as it must be now.
 
     Raises:
         ValueError: the two comments around a block are not there exactly once.
     """
-    for name, make in BLOCKS.items():
-        head, tail = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if text.count(head) != 1 or text.count(tail) != 1 or text.index(head) > text.index(tail):
-            raise ValueError(f"README.md must have {head} and after it {tail} once")
-        before, _, rest = text.partition(head)
-        text = f"{before}{head}\n\n{make()}\n\n{tail}{rest.partition(tail)[2]}"
+    for block, make in blocks.items():
+        before, _, after = parts(text, block, name)
+        text = f"{before}<!-- {block} -->\n\n{make()}\n\n<!-- /{block} -->{after}"
     return text
 
 
+def parts(text: str, block: str, name: str) -> tuple[str, str, str]:
+    """What is before a block, in it, and behind it.
+
+    Raises:
+        ValueError: the two comments around the block are not there exactly once.
+    """
+    head, tail = f"<!-- {block} -->", f"<!-- /{block} -->"
+    if text.count(head) != 1 or text.count(tail) != 1 or text.index(head) > text.index(tail):
+        raise ValueError(f"{name} must have {head} and after it {tail} once")
+    before, _, rest = text.partition(head)
+    inside, _, after = rest.partition(tail)
+    return before, inside, after
+
+
+def proven(text: str, proofs: Proofs) -> str:
+    """docs/reliability.md with the figures of the records.
+
+    Raises:
+        ValueError: a comment of a block is missing, or a figure that is named does not exist.
+    """
+    name = "docs/reliability.md"
+    promised = parts(text, "promises", name)[1]
+    blocks = {f"{record}.json": partial(measured, proofs, record) for record in COMMANDS}
+    return renewed(text, {"promises": partial(promises, proofs, promised), **blocks}, name)
+
+
+def promises(proofs: Proofs, old: str) -> str:
+    """The table of the promises, with the figures that each row names."""
+    lines = [line for line in old.splitlines() if line.startswith("|")]
+    cells = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+    headers, _, *rows = ([cell.replace(r"\|", "|") for cell in row] for row in cells)
+    return table(headers, [[*row, figures(proofs, cell)] for *row, cell in rows])
+
+
+def figures(proofs: Proofs, cell: str) -> str:
+    """The last cell of a promise, with its figures as they are now."""
+    found = re.match(r"<!-- (.+?) -->", cell)
+    if found is None:
+        return cell
+    named = (part.rpartition(": ") for part in found[1].split("; "))
+    told = "; ".join(
+        f"{words}: {proofs.figure(key)}" if words else proofs.figure(key) for words, _, key in named
+    )
+    return f"{found[0]} {told}"
+
+
+def measured(proofs: Proofs, record: str) -> str:
+    """Where the figures of a record come from, and all of them."""
+    rows = proofs.table(record)
+    return proofs.source(record) if rows is None else f"{proofs.source(record)}\n\n{table(*rows)}"
+
+
+def limits() -> str:
+    """The table of the last `bench limits` that was recorded, and what made it."""
+    path = RECORDS / "limits.json"
+    if not path.exists():
+        return "not measured yet"
+    made = read(path)
+    return f"{bench_limits.table(made)}\n\n{bench_limits.told(made)}"
+
+
+FIGURES: Final[dict[str, Callable[[], str]]] = {"limits.json": limits}
+"""The parts of docs/performance.md, each by the record that it is made from."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite README.md, or with --check say whether that would change it."""
+    """Rewrite the documents, or with --check say whether that would change them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if it is out of date"
+        "--check", action="store_true", help="change nothing; exit with 1 if one is out of date"
     )
-    check = parser.parse_args(argv).check
-    text = README.read_text(encoding="utf-8")
-    try:
-        new = renewed(text)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    if check:
-        if new != text:
-            sys.stderr.write("README.md is out of date: run `python docs/generate.py`\n")
-        return int(new != text)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    check, stale = parser.parse_args(argv).check, 0
+    proofs = Proofs(RECORDS)
+    for path, make in (
+        (README, renewed),
+        (RELIABILITY, partial(proven, proofs=proofs)),
+        (PERFORMANCE, partial(renewed, blocks=FIGURES, name="docs/performance.md")),
+    ):
+        text = path.read_text(encoding="utf-8")
+        try:
+            new = make(text)
+        except ValueError as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        if check and new != text:
+            stale = 1
+            sys.stderr.write(f"{path.name} is out of date: run `python docs/generate.py`\n")
+        elif new != text:
+            path.write_text(new, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

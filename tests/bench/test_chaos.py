@@ -11,6 +11,7 @@ import pytest
 from bench import chaos
 from bench.cli import parser
 from bench.faults import ALWAYS, NEMESES, plan
+from bench.record import read
 from scheduler.errors import ConfigError
 
 # --- the plan ---
@@ -82,9 +83,7 @@ def test_offences_and_faults_that_did_not_land_are_told():
 
 
 def test_a_series_is_summed_up():
-    told = chaos.summary([record(3), record(4, offenders=1, landed=1)])
-    machine = told.pop("machine")
-    assert machine["cpus"] >= 1
+    told = chaos.summary([record(3) | {"commit": "abc1234"}, record(4, offenders=1, landed=1)])
     assert told == {
         "runs": 2,
         "passed": 1,
@@ -102,7 +101,28 @@ def test_a_series_is_summed_up():
         "longest_quiet_s": 3.5,
         "failed_seeds": [4],
         "uncounted_seeds": [4],
-        "seeds": [3, 4],
+        "seeds": [
+            {
+                "seed": 3,
+                "commit": "abc1234",
+                "planned": 2,
+                "landed_share": 1.0,
+                "accepted": 1234,
+                "passed": True,
+                "counts": True,
+                "seconds": 28.5,
+            },
+            {
+                "seed": 4,
+                "commit": "unknown",
+                "planned": 2,
+                "landed_share": 0.5,
+                "accepted": 1234,
+                "passed": False,
+                "counts": False,
+                "seconds": 28.5,
+            },
+        ],
     }
 
 
@@ -130,7 +150,7 @@ def command(monkeypatch, tmp_path):
         fates.clear()
         fates.update(fate or {})
         ran.clear()
-        return chaos.main(parser("chaos").parse_args(["chaos", *words, "--out", str(out)])), list(ran)
+        return chaos.main(parser("chaos").parse_args(["chaos", *words, "--results", str(out)])), list(ran)
 
     return call
 
@@ -152,11 +172,14 @@ def test_a_finished_seed_that_failed_stays_failed(command):
     assert command("--seeds", "1-3") == (1, [3])
 
 
-def test_a_summary_holds_what_was_run_now_and_before(command, tmp_path):
+def test_a_record_holds_what_was_run_now_and_before(command, tmp_path):
     assert command("--seeds", "1-2") == (0, [1, 2])
-    kept = tmp_path / "docs" / "chaos.json"
-    assert command("--seeds", "1-3", "--record", str(kept)) == (0, [3])
-    assert json.loads(kept.read_text())["seeds"] == [1, 2, 3]
+    path = tmp_path / "docs" / "chaos.json"
+    assert command("--seeds", "1-3", "--out", str(path)) == (0, [3])
+    kept = read(path)
+    assert [run["seed"] for run in kept["result"]["seeds"]] == [1, 2, 3]
+    assert kept["command"] == "bench chaos --seeds 1-3 --seconds 25"
+    assert kept["machine"]["cores"] >= 1
 
 
 def test_what_did_not_count_or_was_another_run_is_run_again(command):
@@ -174,7 +197,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 
 
 def test_a_run_must_have_room_for_its_faults():
-    args = argparse.Namespace(seed=1, seeds=None, seconds=5.0, build=None, out=None, record=None)
+    args = argparse.Namespace(seed=1, seeds=None, seconds=5.0, build=None, results=None, out=None)
     with pytest.raises(ConfigError, match="too short"):
         chaos.main(args)
 

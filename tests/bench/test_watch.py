@@ -10,7 +10,9 @@ import redis
 from fix_process import until
 from history import History
 
-from bench.watch import Watch, until_quiet
+from bench import index
+from bench.watch import Overdue, Watch, until_quiet
+from bench.watch import until as wait_until
 from scheduler import keys
 
 NAMES = dict(zip(keys.NAMES, keys.shard_keys("sched1", "default"), strict=True))
@@ -66,3 +68,18 @@ def test_rest_is_when_nothing_is_open(connect, history):
     assert until_quiet(connect, within_s=5, stalled_s=0.3) < 2, "nothing moves any more"
     assert until_quiet(connect, within_s=0.3, stalled_s=5) < 2, "the time is over"
     assert time.monotonic() - began > 0.6
+
+
+def test_the_depth_is_what_waits_in_all_lists_and_nothing_else(redis_url):
+    with index.connected(redis_url) as client:
+        assert index.depth(client, "sched1") == 0
+        client.rpush(NAMES["q:low"], "a", "b")
+        client.rpush(NAMES["q:critical"], "c")
+        client.zadd(NAMES["leases"], {"d": 1})
+        assert index.depth(client, "sched1") == 3
+
+
+def test_what_does_not_happen_in_time_is_named():
+    with pytest.raises(Overdue, match=r"the end: not within 0\.1 s"):
+        wait_until(lambda: False, "the end", within_s=0.1)
+    assert wait_until(lambda: True, "now") < 1

@@ -1,0 +1,62 @@
+"""Company: what else the machine did during a measurement, which is what disturbs it.
+
+Linux counts the time of every core in /proc/stat; what this process and all that it started used of it is
+known, too. The rest was other people's work. Steal is the time that the host gave to other machines.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Final, Self
+
+BUSY_PERCENT: Final = 10.0
+STEAL_PERCENT: Final = 2.0
+"""Above these a measurement counts as disturbed."""
+
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+_IDLE, _IOWAIT, _STEAL, _GUEST = 3, 4, 7, 8
+"""Places in the first line of /proc/stat."""
+
+
+class Company:
+    """Watches from entering until leaving. What was started must have ended and been waited for by then.
+
+    Attributes:
+        busy_percent: Percent of all cores that other work used.
+        steal_percent: Percent of all cores that the host withheld.
+    """
+
+    busy_percent = 0.0
+    steal_percent = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the figures of that time are to be doubted."""
+        return self.busy_percent > BUSY_PERCENT or self.steal_percent > STEAL_PERCENT
+
+    def __enter__(self) -> Self:
+        self._began, self._own, self._all = time.monotonic(), _own_s(), _machine_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        busy, steal = (after - before for after, before in zip(_machine_s(), self._all, strict=True))
+        self.busy_percent = 100 * max(0.0, busy - (_own_s() - self._own)) / seconds
+        self.steal_percent = 100 * steal / seconds
+
+
+def _own_s() -> float:
+    """CPU of this process and of all that it has started and waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _machine_s() -> tuple[float, float]:
+    """CPU of everybody on all cores, and what the host withheld."""
+    first = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    ticks = [int(word) for word in first.split()[1:]]
+    busy = sum(n for place, n in enumerate(ticks[:_GUEST]) if place not in {_IDLE, _IOWAIT, _STEAL})
+    return busy * _TICK_S, ticks[_STEAL] * _TICK_S

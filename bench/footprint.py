@@ -1,0 +1,152 @@
+"""Footprint: what the system takes: CPU while it is idle, memory while tasks stream through and pile up.
+
+idle       a worker, the API and both servers with nothing to do
+stream     memory of the workers and the API while many tasks are enqueued and worked off
+queued     bytes of Redis for a task that waits
+payloads   a worker's memory while a backlog of 10 MB of payloads waits behind its busy slots
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from typing import Any, Final, Self, cast
+
+from bench import load
+from bench.burst import open_tasks
+from bench.hammer import hammer
+from bench.index import connected
+from bench.latency import await_ended
+from bench.meter import cpu_s
+from bench.parking import emptied, noops
+from bench.rates import api_pid, server_pids
+from bench.rounds import Arms, Size
+from bench.system import System
+from bench.vitals import vitals
+from bench.workload import Body
+
+MIB: Final = 2**20
+BACKLOG_BYTES: Final = 10_000_000
+PAYLOAD_BYTES: Final = 250_000
+
+_SETTLED_S: Final = 2.0
+_SAMPLE_S: Final = 0.2
+_CHUNK: Final = 5_000
+_MOST_OPEN: Final = 10_000
+_LOOK_S: Final = 0.05
+
+
+@contextmanager
+def arms(me: System, size: Size) -> Iterator[Arms]:
+    """The arms; each starts workers of its own."""
+    yield {
+        "idle": partial(_idle, me, size.idle_s),
+        "stream": partial(_stream, me, size.workers, size.stream),
+        "queued": partial(_queued, me, size.queued),
+        "payloads": partial(_payloads, me),
+    }
+
+
+def _idle(me: System, seconds: float) -> dict[str, float]:
+    """Percent of one core that each part uses."""
+    with me.with_fleet(1) as [worker]:
+        time.sleep(_SETTLED_S)
+        parts = {"worker": [worker.pid], "api": [api_pid(me)], "servers": server_pids(me)}
+        used = {part: cpu_s(pids) for part, pids in parts.items()}
+        began = time.monotonic()
+        time.sleep(seconds)
+        elapsed = time.monotonic() - began
+        return {part: 100 * (cpu_s(pids) - used[part]) / elapsed for part, pids in parts.items()}
+
+
+def _stream(me: System, workers: int, n: int) -> dict[str, float]:
+    """MiB of the largest worker and of the API at their peak, and by how much each has grown.
+
+    Growth is from the second fifth of the time to the last one, by medians: the first fifth warms up.
+    """
+    with (
+        me.with_fleet(workers) as fleet,
+        Memory({"worker": [member.pid for member in fleet], "api": [api_pid(me)]}) as memory,
+    ):
+        for start in range(0, n, _CHUNK):
+            bodies: list[Body] = [{"type": "noop"}] * min(_CHUNK, n - start)
+            load.run(load.bulk(bodies, host=me.host, keys=False))
+            while open_tasks(me) > _MOST_OPEN:
+                time.sleep(_LOOK_S)
+        await_ended(me)
+    return {
+        f"{part}_{what}": value for part in ("worker", "api") for what, value in memory.told(part).items()
+    }
+
+
+def _queued(me: System, n: int) -> dict[str, float]:
+    """Bytes of Redis a task that waits in a list."""
+    batch = 1000
+    with emptied(me), connected(me.redis_url) as client:
+        before = _used_memory(client)
+        load.run(hammer(me.host, noops(batch), 1, requests=n // batch))
+        return {"bytes": (_used_memory(client) - before) / n}
+
+
+def _payloads(me: System) -> dict[str, float]:
+    """MiB by which the worker grows while the backlog waits, or is worked off a second at a time."""
+    payload = {"sleep_ms": 1000, "text": "x" * PAYLOAD_BYTES}
+    bodies: list[Body] = [{"type": "sleeper", "payload": payload}] * (BACKLOG_BYTES // PAYLOAD_BYTES)
+    with me.with_fleet(1) as [worker]:
+        load.run(load.bulk([{"type": "noop"}] * 1000, host=me.host, keys=False))
+        await_ended(me)  # so that what every first task costs is not counted
+        before = vitals(worker.pid).rss
+        with Memory({"worker": [worker.pid]}) as memory:
+            load.run(load.bulk(bodies, host=me.host, size=10, keys=False))
+            await_ended(me)
+    return {"growth": memory.told("worker")["peak"] - before / MIB}
+
+
+class Memory:
+    """Samples the resident memory of processes in the background, from entering until leaving.
+
+    Args:
+        parts: Process ids by the name of the part; of several the largest counts.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[int]]) -> None:
+        self._parts = parts
+        self._samples: dict[str, list[float]] = {part: [] for part in parts}
+        self._stopping = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
+
+    def __enter__(self) -> Self:
+        self._done = self._thread.submit(self._sample)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.shutdown()
+        self._done.result()
+
+    def told(self, part: str) -> dict[str, float]:
+        """`peak` and `growth` in MiB: see `growth`."""
+        samples = self._samples[part]
+        return {"peak": max(samples), "growth": growth(samples)}
+
+    def _sample(self) -> None:
+        while True:
+            for part, pids in self._parts.items():
+                self._samples[part].append(max(vitals(pid).rss for pid in pids) / MIB)
+            if self._stopping.wait(_SAMPLE_S):
+                return
+
+
+def growth(samples: Sequence[float]) -> float:
+    """From the median of the second fifth of some samples to that of the last one; 0 if there are too few."""
+    fifth = len(samples) // 5
+    return median(samples[-fifth:]) - median(samples[fifth : 2 * fifth]) if fifth else 0.0
+
+
+def _used_memory(client: Any) -> int:
+    return int(cast("dict[str, Any]", client.info("memory"))["used_memory"])

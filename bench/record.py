@@ -1,0 +1,87 @@
+"""Records: what was measured, kept with when, where and by which command.
+
+    {"made": "2026-11-24T10:15:00Z", "command": "bench ratios --rounds 3", "commit": "8a1b20e",
+     "machine": {"cpu": ..., "cores": ..., "memory_gib": ..., "kernel": ..., "python": ..., "scheduler": ...},
+     "result": ...}
+
+A figure of the documents is generated from a record under docs/records/, so that a reader can see what made
+it, and make it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+_ROOT: Final = Path(__file__).parents[1]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, apart from the settings: processor, memory, system and Python."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "scheduler": version("scheduler"),
+    }
+
+
+def commit() -> str:
+    """The commit that runs, `+` behind it if files differ from it; "unknown" outside a clone."""
+    found = _git("rev-parse", "--short", "HEAD")
+    return f"{found}{'+' if _git('status', '--porcelain', '-uno') else ''}" if found else "unknown"
+
+
+def make(command: Sequence[str], result: Any) -> dict[str, Any]:
+    """A record of `result`, which must be made of JSON's types; `command` is what a reader types."""
+    return {
+        "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",  # noqa: TID251 - for people; nothing is decided by it
+        "command": " ".join(command),
+        "commit": commit(),
+        "machine": machine(),
+        "result": result,
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all: a reader never finds half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def told(record: dict[str, Any]) -> str:
+    """Where a record comes from, in one line."""
+    on = record["machine"]
+    return (
+        f"`{record['command']}`, {record['made'][:10]}, commit {record['commit']},"
+        f" {on['cpu']}, {on['cores']} cores, {on['memory_gib']:g} GiB, Python {on['python']}"
+    )
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", _ROOT, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,298 @@
+"""Scenario: an experiment as data, read from a TOML file. A run and a simulation take the same one.
+
+    seed = 1                        # decides the deck's order, random arrivals, and a simulation
+    repeats = 3                     # how often it is run; repeat k has the seed `seed` + k
+
+    [mix]                           # see bench/workload.py
+    flaky = 10
+    sleep = 5
+    sleep_ms = 4000
+
+    [load]                          # one of
+    kind = "bulk"                   #   tasks, as bulk requests
+    tasks = 10000                   # kind = "open"    rate, seconds, spacing = "even" or "random"
+                                    # kind = "shape"   steps = [[seconds, rate], ...]
+                                    # kind = "closed"  tasks, senders
+
+    [fleet]
+    processes = 3
+    slots = 12
+
+    [fleet.settings]                # variables of the product; the API gets them, too
+    VIS_TIMEOUT_MS = 2000
+
+    [[faults]]                      # see bench/faults.py
+    at_s = 2.5
+    kind = "worker_killed"
+    target = "worker 1"             # may be left out: the seed draws one
+
+A file that says anything else is refused in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from bench import schema
+from bench.workload import Deck, Mix, deck
+from scheduler.config import VARS, Settings
+from scheduler.config import load as load_settings
+from scheduler.errors import ConfigError, StartError
+
+MOST_TASKS: Final = 10_000_000
+_BULK_MAX: Final = 1000
+
+FaultKind = Literal[
+    "worker_killed",
+    "worker_frozen",
+    "api_killed",
+    "api_frozen",
+    "redis_flushed",
+    "scripts_flushed",
+    "redis_killed",
+    "redis_frozen",
+    "redis_restored",
+    "postgres_restarted",
+    "backends_terminated",
+    "links_reset",
+    "redis_swallowed",
+    "postgres_swallowed",
+    "link_delayed",
+    "commits_cut",
+]
+
+_PLACES: Final = frozenset({"POSTGRES_URL", "REDIS_ADDR", "REDIS_PASS", "METRICS_ADDR", "HTTP_ADDR"})
+"""Variables that say where something is: the run's business, not the scenario's."""
+
+
+def _within(name: str, number: float, low: float, high: float) -> None:
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number:,}; it must be from {low:,} to {high:,}")
+
+
+def _above_0(name: str, number: float) -> None:
+    if number <= 0:
+        raise ValueError(f"{name} is {number:,}; it must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """All at once: requests of `size` tasks, `senders` at a time."""
+
+    tasks: int
+    size: int = _BULK_MAX
+    senders: int = 4
+
+    def __post_init__(self) -> None:
+        _within("tasks", self.tasks, 1, MOST_TASKS)
+        _within("size", self.size, 1, _BULK_MAX)
+        _within("senders", self.senders, 1, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """One by one: each of `senders` sends its next task when the last one is answered."""
+
+    tasks: int
+    senders: int
+
+    def __post_init__(self) -> None:
+        _within("tasks", self.tasks, 1, MOST_TASKS)
+        _within("senders", self.senders, 1, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """`rate` tasks a second for `seconds`, whatever the system does.
+
+    With even spacing they are 1/rate apart; with random spacing the gaps are exponential, and as many tasks
+    come, in about as many seconds.
+    """
+
+    rate: float
+    seconds: float
+    spacing: Literal["even", "random"] = "even"
+
+    def __post_init__(self) -> None:
+        _above_0("rate", self.rate)
+        _above_0("seconds", self.seconds)
+        _within("rate × seconds", self.tasks, 1, MOST_TASKS)
+
+    @property
+    def tasks(self) -> int:
+        """How many are sent."""
+        return round(self.rate * self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An open loop whose rate changes: steps of (seconds, tasks a second), evenly spaced within each."""
+
+    steps: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        for seconds, rate in self.steps:
+            _above_0("the length of a step", seconds)
+            _within("the rate of a step", rate, 0, MOST_TASKS)
+        _within("the number of tasks in all steps", self.tasks, 1, MOST_TASKS)
+
+    @property
+    def tasks(self) -> int:
+        """How many are sent."""
+        return round(sum(seconds * rate for seconds, rate in self.steps))
+
+
+Load = Bulk | Closed | Open | Shape
+LOADS: Final[dict[str, type[Load]]] = {"bulk": Bulk, "open": Open, "shape": Shape, "closed": Closed}
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Worker processes, the slots of each, and what they and the API are started with."""
+
+    processes: int
+    slots: int = 12
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _within("processes", self.processes, 1, 1000)
+        names = {declared.name for declared in VARS.values()}
+        for name in self.settings:
+            if name not in names:
+                raise ValueError(f"settings has {name}, which is no variable of the product")
+            if name in _PLACES:
+                raise ValueError(f"settings has {name}; where things are is not the scenario's to say")
+        if "WORKER_POOL" in self.settings:
+            raise ValueError("settings has WORKER_POOL; write it as slots")
+        try:
+            _ = self.config
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that the fleet and the API are started with."""
+        return {"WORKER_POOL": str(self.slots), **self.settings}
+
+    @property
+    def config(self) -> Settings:
+        """The settings that `env` amounts to."""
+        return load_settings(self.env)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """A fault on the schedule: its kind strikes `at_s` seconds after the load began, at `target` if named."""
+
+    at_s: float
+    kind: FaultKind
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        _within("at_s", self.at_s, 0, 86_400)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is to be done, in which order, on what. The name is for people; all else decides the outcome.
+
+    Raises:
+        ValueError: its parts do not go together.
+    """
+
+    name: str
+    mix: Mix
+    load: Load
+    fleet: Fleet
+    faults: tuple[Harm, ...] = ()
+    seed: int = 1
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        _within("seed", self.seed, 0, 2**31)
+        _within("repeats", self.repeats, 1, 1000)
+        timeout_ms = self.fleet.config.task_timeout_ms
+        if self.mix.sleep and self.mix.sleep_ms >= timeout_ms:
+            raise ValueError(
+                f"mix.sleep_ms is {self.mix.sleep_ms} and TASK_TIMEOUT_MS {timeout_ms}; a sleeper must not"
+                " time out: raise TASK_TIMEOUT_MS in fleet.settings"
+            )
+
+    def deck(self, repeat: int = 0) -> Deck:
+        """The tasks of one repeat, counted from 0, in the order of sending."""
+        return deck(self.mix, self.load.tasks, self.seed + repeat)
+
+    def content(self) -> dict[str, Any]:
+        """The scenario as JSON has it, without its name: what a file like it would say, defaults included."""
+        kinds = {cls: kind for kind, cls in LOADS.items()}
+        parts = asdict(self)
+        del parts["name"]
+        return parts | {"load": {"kind": kinds[type(self.load)]} | parts["load"]}
+
+    @property
+    def hash(self) -> str:
+        """Two scenarios that ask for the same have the same one: 12 hexadecimal digits."""
+        text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read(path: Path) -> Scenario:
+    """The scenario in a TOML file; a bare name without a folder may be one of those that `names` lists.
+
+    Raises:
+        StartError: one line: what is wrong, where, and what it must be.
+    """
+    text = _text(path)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StartError(f"{path} is not TOML: {error}") from None
+    return parse(table, str(path), path.stem)
+
+
+def parse(table: Mapping[str, Any], where: str, name: str) -> Scenario:
+    """The scenario in a table; errors name it as `where`.
+
+    Raises:
+        StartError: see `read`.
+    """
+    parts = {"name": name} | dict(table)
+    if "load" in parts:
+        parts["load"] = _load(parts["load"], f"{where}: load")
+    return schema.read(Scenario, parts, f"{where}:")
+
+
+def names() -> list[str]:
+    """The scenarios that come with the workbench."""
+    return sorted(file.name.removesuffix(".toml") for file in (files("bench") / "scenarios").iterdir())
+
+
+def _text(path: Path) -> str:
+    shipped = files("bench") / "scenarios" / f"{path}.toml"
+    try:
+        if path.parent == Path() and not path.exists() and shipped.is_file():
+            return shipped.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise StartError(
+            f"{path} cannot be read: {why}; name a TOML file, or one of {', '.join(names())}"
+        ) from None
+
+
+def _load(table: object, where: str) -> Load:
+    if not isinstance(table, Mapping):
+        raise StartError(f"{where} is {table!r}; it must be a table")
+    kind = table.get("kind")
+    if kind == "replay":
+        raise StartError(f"{where}.kind is 'replay', which is reserved and does not work yet")
+    if not isinstance(kind, str) or kind not in LOADS:
+        raise StartError(f"{where}.kind is {kind!r}; it must be one of {', '.join(LOADS)}")
+    return schema.read(LOADS[kind], {k: v for k, v in table.items() if k != "kind"}, where)
