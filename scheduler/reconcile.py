@@ -88,9 +88,9 @@ class Reconciler:
             lost = [c.queue for c in censuses if c.lost]
             (self._log.warning if lost else self._log.info)("comparing all rows", lost=lost)
             self._repaired("rebuilt", 1)
-            await self._sweep()
+            await self._sweep([c.queue for c in censuses])
         else:
-            await self._some()
+            await self._some([c.queue for c in censuses])
         for c in censuses:
             if await failpoints.through("reconcile.epoch", c.shard.set_epoch(c.expected, str(c.next_epoch))):
                 await failpoints.through(
@@ -112,7 +112,7 @@ class Reconciler:
                 expected = mark
         return _Census(epoch.queue, shard, lost, expected, max(number or 0, epoch.epoch) + 1)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, queues: Sequence[str]) -> None:
         """Every open row, every dead letter, every entry of the dead-letter sets."""
         after: str | None = FIRST_ID
         while after is not None:
@@ -120,20 +120,20 @@ class Reconciler:
         after = FIRST_ID
         while after is not None:
             after = await self._dead_rows(after)
-        for queue in await self._store.queues():
+        for queue in queues:
             for priority in PRIORITIES:
                 start: int | None = 0
                 while start is not None:
                     start = await self._dlq_entries(queue, priority, start)
 
-    async def _some(self) -> None:
+    async def _some(self, queues: Sequence[str]) -> None:
         """The recent rows, and a page each of the older ones, the dead letters and the dead-letter sets."""
         recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
         while recent is not None:
             recent = await self._open_rows(recent)
         self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
         self._dead_rotation = await self._dead_rows(self._dead_rotation) or FIRST_ID
-        for queue in await self._store.queues():
+        for queue in queues:
             for priority in PRIORITIES:
                 start = self._dlq_start.get((queue, priority), 0)
                 self._dlq_start[queue, priority] = await self._dlq_entries(queue, priority, start) or 0
