@@ -2,6 +2,9 @@
 --
 -- in   ids (in id order), token and worker of the lease, vis_ms
 -- out  one row a claim; an id that is missing was refused: see look.sql
+--
+-- The guard names the input, so that it belongs to the join. Where statistics were taken while no row was queued,
+-- Postgres would take a guard on the row alone for one that leaves almost nothing, and begin with all of `tasks`.
 UPDATE tasks AS t
 SET status = 'running',
     attempts = t.attempts + 1,
@@ -10,5 +13,6 @@ SET status = 'running',
     claimed_at = now(),
     lease_expires_at = now() + :'vis_ms'::bigint * interval '1 millisecond'
 FROM unnest(:'ids'::uuid[]) AS d (id)
-WHERE t.id = d.id AND t.status IN ('queued', 'retrying') AND t.due_at <= now()
+WHERE t.id = d.id
+    AND CASE WHEN d.id IS NOT NULL THEN t.status IN ('queued', 'retrying') AND t.due_at <= now() END
 RETURNING {lease}

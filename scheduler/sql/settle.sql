@@ -3,6 +3,8 @@
 --
 -- in   parallel arrays in id order; status, reason and delay_ms were decided by lifecycle and backoff
 -- out  the ids that were settled
+--
+-- The status is compared through the input for the reason that claim.sql gives.
 WITH settled AS (
     UPDATE tasks AS t
     SET status = d.status,
@@ -25,7 +27,7 @@ WITH settled AS (
         :'reasons'::text[], :'delays'::bigint[], :'errors'::text[], :'waits'::bigint[], :'runs'::bigint[],
         :'refused'::boolean[]
     ) AS d (id, attempt, token, outcome, status, reason, delay_ms, error, wait_us, run_us, refused)
-    WHERE t.id = d.id AND t.status = 'running' AND t.attempts = d.attempt
+    WHERE t.id = d.id AND t.attempts = d.attempt AND t.status = CASE WHEN d.attempt > 0 THEN 'running' END
     RETURNING
         t.id, d.attempt, d.outcome, d.token, d.error, t.claimed_at,
         CASE WHEN d.run_us IS NOT NULL THEN t.claimed_at + d.wait_us * interval '1 microsecond' END AS started_at,

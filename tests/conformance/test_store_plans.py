@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -111,6 +112,21 @@ def test_the_statements_of_every_task_find_their_rows_by_index(full: Database, g
             assert "tasks_pkey" in shown or "_pkey" in shown, f"{name} of {n}: {shown}"
             assert "Hash Join" not in shown, f"{name} of {n} would lock its rows in any order: {shown}"
             assert "Merge Join" not in shown, f"{name} of {n}: {shown}"
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["these values", "any values"])
+@pytest.mark.parametrize("seen", ["queued", "running", "succeeded"])
+def test_statistics_that_know_one_status_only_mislead_nobody(any_postgres_url: str, seen: str, generic: bool):
+    """A burst fills the table, autovacuum analyses it, and only then do the workers begin."""
+    one = re.sub(r"SELECT n, CASE.*END AS status", f"SELECT n, '{seen}' AS status", FILL, flags=re.DOTALL)
+    with contextlib.closing(Database(any_postgres_url)) as db:
+        for text in (one, "ANALYZE", "TRUNCATE tasks", FILL, *_PLANNER.split(";")):
+            db.rows(text)
+        for n in (100, 500):
+            for name, values in params(db, n).items():
+                shown = plan(db, name, values, generic=generic)
+                scans = re.findall(r'"Node Type": "Index Scan"[^{}]*?"Relation Name": "tasks"[^{}]*', shown)
+                assert all('"Index Cond": "(id =' in scan for scan in scans), f"{name} of {n}: {shown}"
 
 
 @pytest.mark.parametrize("generic", [False, True], ids=["these values", "any values"])
