@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "load": ("bench.load_cli", "send a mix of tasks to a running API"),
     "plan": ("bench.plan", "what a scenario must come to, before anything runs"),
     "simulate": ("bench.simulate", "a scenario in virtual time, with the product's own rules"),
+    "calibrate": ("bench.calibrate", "what a simulation must charge to come out as measured runs did"),
     "audit": (
         "bench.audit_cli",
         "judge the tasks of a ledger, or a live system: is everything where it must be?",

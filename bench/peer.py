@@ -92,22 +92,22 @@ def drain(peer: Peer, setup: Setup, n: int) -> dict[str, float]:
         workers and their server.
     """
     peer.clear()
-    with _fleet(peer, setup) as fleet:
+    with running(peer, setup) as fleet:
         peer.enqueue(WARM_UP)
         peer.times(WARM_UP)
         peer.clear()
-        _send(fleet, signal.SIGSTOP)
+        send(fleet, signal.SIGSTOP)
         peer.enqueue(n)
         pids = [peer.server_pid, *(process.pid for process in fleet)]
         used = cpu_s(pids)
-        _send(fleet, signal.SIGCONT)
+        send(fleet, signal.SIGCONT)
         times = peer.times(n)
         used = cpu_s(pids) - used
     return {"rate": middle_rate(times), "cpu_us": used * 1e6 / n}
 
 
 @contextmanager
-def _fleet(peer: Peer, setup: Setup) -> Iterator[list[subprocess.Popen[bytes]]]:
+def running(peer: Peer, setup: Setup) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Workers of a peer from the moment when all are ready."""
     log = PLACE / f"{peer.name}.log"
     with log.open("wb") as output:
@@ -131,7 +131,7 @@ def _fleet(peer: Peer, setup: Setup) -> Iterator[list[subprocess.Popen[bytes]]]:
             time.sleep(_LOOK_S)
         yield fleet
     finally:
-        _send(fleet, signal.SIGCONT)
+        send(fleet, signal.SIGCONT)
         for process in fleet:
             process.terminate()
         for process in fleet:
@@ -144,7 +144,7 @@ def _fleet(peer: Peer, setup: Setup) -> Iterator[list[subprocess.Popen[bytes]]]:
                 process.stdin.close()
 
 
-def _send(fleet: list[subprocess.Popen[bytes]], number: int) -> None:
+def send(fleet: list[subprocess.Popen[bytes]], number: int) -> None:
     """Send a signal to every process of the workers."""
     for process in fleet:
         if process.poll() is None:

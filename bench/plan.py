@@ -38,16 +38,6 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def heading(planned: Scenario) -> str:
-    """The scenario in a line."""
-    fleet, repeats = planned.fleet, planned.repeats
-    times = "once" if repeats == 1 else f"{repeats} times"
-    return (
-        f"{planned.name} ({planned.hash}): {planned.load.tasks:,} tasks on {fleet.processes} × {fleet.slots},"
-        f" {times}, seed {planned.seed}"
-    )
-
-
 def told(planned: Scenario, forecast: Forecast) -> list[str]:
     """The plan for a reader."""
     rows = [_cells(kind, part) for kind, part in theory.by_type(forecast)]
@@ -58,7 +48,7 @@ def told(planned: Scenario, forecast: Forecast) -> list[str]:
         ("waits", floor.waits_s, "the longest chain of runs, and of waits between them, of one task"),
         ("arrivals", floor.arrivals_s, "from the first task's coming to the last one's"),
     ]
-    lines = [heading(planned), "", lined_up(_HEADERS, rows), ""]
+    lines = [planned.heading, "", lined_up(_HEADERS, rows), ""]
     lines.append(
         lined_up(("Bound of the drain", "", "From"), [(n, shown(s, "s"), why) for n, s, why in bounds])
     )

@@ -225,6 +225,13 @@ class Scenario:
                 " time out: raise TASK_TIMEOUT_MS in fleet.settings"
             )
 
+    @property
+    def heading(self) -> str:
+        """The scenario in a line."""
+        times = "once" if self.repeats == 1 else f"{self.repeats} times"
+        on = f"{self.fleet.processes} × {self.fleet.slots}"
+        return f"{self.name} ({self.hash}): {self.load.tasks:,} tasks on {on}, {times}, seed {self.seed}"
+
     def deck(self, repeat: int = 0) -> Deck:
         """The tasks of one repeat, counted from 0, in the order of sending."""
         return deck(self.mix, self.load.tasks, self.seed + repeat)
@@ -234,13 +241,23 @@ class Scenario:
         kinds = {cls: kind for kind, cls in LOADS.items()}
         parts = asdict(self)
         del parts["name"]
-        return parts | {"load": {"kind": kinds[type(self.load)]} | parts["load"]}
+        parts["load"] = {"kind": kinds[type(self.load)]} | parts["load"]
+        return {name: _canonical(part) for name, part in parts.items()}
 
     @property
     def hash(self) -> str:
         """Two scenarios that ask for the same have the same one: 12 hexadecimal digits."""
         text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(part: Any) -> Any:
+    """One way to write each value: whole numbers without a point, lists for tuples."""
+    if isinstance(part, Mapping):
+        return {name: _canonical(each) for name, each in part.items()}
+    if isinstance(part, tuple):
+        return [_canonical(each) for each in part]
+    return int(part) if isinstance(part, float) and part.is_integer() else part
 
 
 def read(path: Path) -> Scenario:

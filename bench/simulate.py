@@ -10,17 +10,16 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench import costs, job, record, scenario, theory
 from bench.costs import Costs
 from bench.figure import lined_up, shown
 from bench.history import History
-from bench.plan import heading
 from bench.report import seconds
 from bench.scenario import Scenario
 from bench.stats import spread
-from bench.summary import Summary, summarise
+from bench.summary import Summary, result, summarise
 from bench.twin import Twin
 from bench.workload import PRIORITIES
 from scheduler.errors import StartError
@@ -60,7 +59,9 @@ def main(args: argparse.Namespace) -> int:
             str(args.scenario),
             *(["--costs", str(args.costs)] if args.costs else []),
         ]
-        record.write(args.out, record.make(command, result(planned, priced, found)))
+        record.write(
+            args.out, record.make(command, result("simulated", planned, found) | {"costs": priced.content()})
+        )
     return 0
 
 
@@ -81,18 +82,6 @@ def summary(planned: Scenario, history: History) -> Summary:
     fleet = planned.fleet
     lease_s = fleet.config.vis_timeout_ms / 1000
     return summarise(history, slots=fleet.processes * fleet.slots, lease_s=lease_s)
-
-
-def result(planned: Scenario, priced: Costs, found: Sequence[Summary]) -> dict[str, Any]:
-    """What a record keeps."""
-    return {
-        "source": "simulated",
-        "name": planned.name,
-        "hash": planned.hash,
-        "scenario": planned.content(),
-        "costs": priced.content(),
-        "runs": [{"seed": planned.seed + i} | each.content() for i, each in enumerate(found)],
-    }
 
 
 def told(planned: Scenario, found: Sequence[Summary]) -> list[str]:
@@ -117,7 +106,7 @@ def told(planned: Scenario, found: Sequence[Summary]) -> list[str]:
     due = [theory.forecast(planned, i).counts for i in range(len(found))]
     agree = all(s.counts == counts for s, counts in zip(found, due, strict=True))
     return [
-        heading(planned),
+        planned.heading,
         "",
         lined_up(("Figure", "Median", "Range"), rows),
         "",

@@ -19,7 +19,6 @@ from __future__ import annotations
 import random
 from array import array
 from collections import deque
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, nan
 from typing import Final
@@ -28,56 +27,15 @@ from bench.agenda import Agenda, Patrol, Ticks
 from bench.costs import Costs
 from bench.history import History
 from bench.job import Job
+from bench.worker import WATCH_S, Worker
 from scheduler.config import Settings
 from scheduler.fairness import Policy, State, choose
 from scheduler.lifecycle import SUCCEEDED, RunOutcome, Verdict, after_failure, after_loss
 
-_WEIGHT: Final = 0.02
-_GUESS_S: Final = 0.001
-_SHORTEST_S: Final = 1e-5
-_STUCK_S: Final = 0.2
-_UNWEIGHED: Final = 8
-"""As in scheduler/slots.py; the last is how much it leases ahead before it has seen a payload."""
-
-_WATCH_S: Final = 0.025
-"""What is found by looking every 50 ms is found after half of that on average."""
-
-_LONGEST_BEAT_S: Final = 2.0
-_LONGEST_UNSEEN_S: Final = 5.0
-"""As in scheduler/heartbeat.py."""
+_IDLE_S: Final = 1.0
+"""As in scheduler/worker.py."""
 
 _AT_ONCE_S: Final = 1e-9
-
-
-@dataclass(slots=True, eq=False)
-class _Process:
-    """A worker process.
-
-    Attributes:
-        beats: When its heartbeat renews leases.
-        buffer: What it has leased and not begun.
-        running, sum_began, last_began: Runs that keep a slot: how many, and when they began.
-        mean_s: The moving average of run times.
-        weighed: It has seen a payload; those of all types are small.
-        in_hand, began: The run that the loop is at, and since when; -1 = none.
-        turning: The loop is at work.
-        parked: The feeder waits for room.
-        watched: It is planned to look whether the slots are stuck.
-    """
-
-    number: int
-    beats: Ticks
-    buffer: deque[int] = field(default_factory=deque)
-    running: int = 0
-    sum_began: float = 0.0
-    last_began: float = 0.0
-    mean_s: float = _GUESS_S
-    weighed: bool = False
-    in_hand: int = -1
-    began: float = 0.0
-    turning: bool = False
-    parked: bool = False
-    watched: bool = False
 
 
 class Twin(Agenda):
@@ -94,9 +52,6 @@ class Twin(Agenda):
             settings.priority_max_wait_ms,
         )
         self._backoff = settings.backoff
-        self._vis_s = settings.vis_timeout_ms / 1000
-        self._ahead_s = settings.lease_ahead_ms / 1000
-        self._unseen_s = min(self._vis_s / 2, _LONGEST_UNSEEN_S)
         self._loop_s, self._share_s = costs.loop_s, costs.cpu_s / costs.cores
         self._lease_s, self._settle_s = costs.lease_ms / 1000, costs.settle_ms / 1000
         self._wake_s, self._call_s = costs.wake_ms / 1000, costs.call_us / 1e6
@@ -119,11 +74,10 @@ class Twin(Agenda):
             self._lease_s,
             self._reap,
         )
-        beat_s = min(self._vis_s / 8, _LONGEST_BEAT_S)
-        self._idle = deque(_Process(i, Ticks(beat_s, [rng.random()])) for i in n)
+        self._idle = deque(Worker(i, settings, rng.random()) for i in n)
         self._busy = 0
 
-        n_tasks = len(job.types)
+        n_tasks = self._open = len(job.types)
         self._failures, self._losses = array("H", [0]) * n_tasks, array("H", [0]) * n_tasks
         self._attempts, self._holder = array("I", [0]) * n_tasks, array("I", [0]) * n_tasks
         self._ready, self._claimed = array("d", job.coming), array("d", [0.0]) * n_tasks
@@ -181,138 +135,133 @@ class Twin(Agenda):
         return reaped >= page, lapsed[0][0] if lapsed else inf
 
     def _wake(self) -> None:
-        """One idle process is told, if there is one; it tells the next if it leaves something."""
+        """One idle worker is told, if there is one; it tells the next if it leaves something."""
         if self._idle:
             self.at(self.now + self._wake_s, self._feed, self._idle.popleft())
 
-    # A process leases
+    # A worker leases
 
-    def _feed(self, process: _Process) -> None:
-        process.parked = False
-        room = self._room(process)
+    def _feed(self, worker: Worker) -> None:
+        worker.parked = False
+        room = worker.room(self.now)
         if not room:
-            process.parked = True
+            worker.parked = True
             return
         queues = self._queues
         if not any(queues):
-            self._idle.append(process)
+            self._wait(worker)
             return
         depths = [len(queue) for queue in queues]
         picks, self._state = choose(room, depths, self._state, self._policy, int(self.now * 1000) + 1)
         batch = [queues[i].popleft() for i in picks]
-        self.at(self.now + self._lease_s, self._leased, (process, batch))
+        self.at(self.now + self._lease_s, self._leased, (worker, batch))
         if self._idle and len(picks) < sum(depths):
             self._wake()
 
-    def _room(self, process: _Process) -> int:
-        """How many more tasks are worth leasing now: `Slots.room`."""
-        slots, running, waiting = self._settings.worker_pool, process.running, len(process.buffer)
-        free = slots - running
-        if not free and self.now - process.last_began > _STUCK_S:
-            return 0
-        expected_s = process.mean_s + _WEIGHT * (running * self.now - process.sum_began)
-        most = self._settings.lease_batch_size
-        ahead = min(int(slots * self._ahead_s / expected_s), most)
-        target = free + (ahead if process.weighed else min(ahead, _UNWEIGHED))
-        wanted = target - waiting
-        if wanted < target / 2 and not (free and not waiting):
-            return 0
-        return max(0, min(wanted, most))
+    def _wait(self, worker: Worker) -> None:
+        """It waits to be woken, and asks again after a while if it is not."""
+        worker.idle_since = self.now
+        self._idle.append(worker)
+        if not worker.looking:
+            worker.looking = True
+            self.at(self.now + _IDLE_S, self._look_again, worker)
 
-    def _leased(self, leased: tuple[_Process, list[int]]) -> None:
-        process, batch = leased
+    def _look_again(self, worker: Worker) -> None:
+        worker.looking = False
+        if worker not in self._idle or not self._open:
+            return
+        over = worker.idle_since + _IDLE_S
+        if self.now < over:
+            worker.looking = True
+            self.at(over, self._look_again, worker)
+        else:
+            self._idle.remove(worker)
+            self._feed(worker)
+
+    def _leased(self, leased: tuple[Worker, list[int]]) -> None:
+        worker, batch = leased
         for task in batch:
             self._claimed[task] = self.now
             self._attempts[task] += 1
-            self._holder[task] = process.number
-        process.buffer.extend(batch)
-        process.weighed = True
-        if not process.turning:
-            process.turning = True
+            self._holder[task] = worker.number
+        worker.buffer.extend(batch)
+        worker.weighed = True
+        if not worker.turning:
+            worker.turning = True
             self._busy += 1
-            self._turn(process)
-        self._feed(process)
+            self._turn(worker)
+        self._feed(worker)
 
-    # A process runs
+    # A worker runs
 
-    def _turn(self, process: _Process) -> None:
+    def _turn(self, worker: Worker) -> None:
         """The loop is free: end the run in hand, begin the next ones."""
         job, now = self._job, self.now
-        if process.in_hand >= 0:
-            task, process.in_hand = process.in_hand, -1
-            self._settle(process, task, process.began, process.began + self._call_s)
-        while process.buffer and process.running < self._settings.worker_pool:
-            task = process.buffer.popleft()
+        if worker.in_hand >= 0:
+            task, worker.in_hand = worker.in_hand, -1
+            self._settle(worker, task, worker.began, worker.began + self._call_s)
+        while worker.buffer and not worker.full:
+            task = worker.buffer.popleft()
             busy = self._busy if now >= self._bulky_until else self._busy + 1
             cost = max(busy * self._share_s, self._loop_s)
             duration = job.duration(job.types[task])
             if duration:
-                self._begin(process, task, cost + duration)
+                self._begin(worker, task, cost + duration)
             elif cost:
-                process.in_hand, process.began = task, now
+                worker.in_hand, worker.began = task, now
             else:
-                self._settle(process, task, now, now + self._call_s)
+                self._settle(worker, task, now, now + self._call_s)
             if cost:
-                self.at(now + cost, self._turn, process)
+                self.at(now + cost, self._turn, worker)
                 return
-        process.turning = False
+        worker.turning = False
         self._busy -= 1
-        if process.buffer and not process.watched:
-            process.watched = True
-            self.at(max(now, process.last_began + _STUCK_S + _WATCH_S), self._watch, process)
+        if worker.buffer and not worker.watched:
+            worker.watched = True
+            self.at(max(now, worker.stuck_from + WATCH_S), self._watch, worker)
 
-    def _begin(self, process: _Process, task: int, lasts: float) -> None:
+    def _begin(self, worker: Worker, task: int, lasts: float) -> None:
         """A run that keeps its slot for a while."""
         now = self.now
-        process.running += 1
-        process.sum_began += now
-        process.last_began = now
+        worker.begin(now)
         if not self._job.renewed[self._job.types[task]]:
-            over = self._lease_end(process, task)
+            over = worker.lease_end(self._claimed[task], now)
             if over < now + lasts:
                 heappush(self._lapsed, (over, task))
                 self._reapers.plan(over)
-                self.at(max(over, now) + _WATCH_S, self._free, (process, -1, now))
+                self.at(max(over, now) + WATCH_S, self._free, (worker, -1, now))
                 return
-        self.at(now + lasts, self._free, (process, task, now))
+        self.at(now + lasts, self._free, (worker, task, now))
 
-    def _lease_end(self, process: _Process, task: int) -> float:
-        """When the lease of a task that begins now runs out: until now the heartbeat has renewed it."""
-        renewed = self._claimed[task]
-        while (beat := process.beats.after(renewed + self._unseen_s)) <= self.now:
-            renewed = beat
-        return renewed + self._vis_s
-
-    def _free(self, run: tuple[_Process, int, float]) -> None:
+    def _free(self, run: tuple[Worker, int, float]) -> None:
         """A slot comes free; the task is -1 if the run was lost."""
-        process, task, began = run
-        process.running -= 1
-        process.sum_began = process.sum_began - began if process.running else 0.0
+        worker, task, began = run
+        worker.free(began)
         if task >= 0:
-            self._settle(process, task, began, self.now)
+            self._settle(worker, task, began, self.now)
         else:
-            self._ran(process, self.now - began)
-        if process.buffer and not process.turning:
-            process.turning = True
+            self._ran(worker, self.now - began)
+        if worker.buffer and not worker.turning:
+            worker.turning = True
             self._busy += 1
-            self._turn(process)
+            self._turn(worker)
 
-    def _ran(self, process: _Process, seconds: float) -> None:
-        process.mean_s += _WEIGHT * (max(seconds, _SHORTEST_S) - process.mean_s)
-        if process.parked:
-            self._feed(process)
+    def _ran(self, worker: Worker, seconds: float) -> None:
+        worker.learn(seconds)
+        if worker.parked:
+            self._feed(worker)
 
-    def _watch(self, process: _Process) -> None:
+    def _watch(self, worker: Worker) -> None:
         """Give back what waits in the buffer if no slot has come free for a while."""
-        process.watched = False
-        if not process.buffer or process.running < self._settings.worker_pool:
+        worker.watched = False
+        if not worker.buffer or not worker.full:
             return
-        if self.now - process.last_began < _STUCK_S:
-            process.watched = True
-            self.at(process.last_began + _STUCK_S + _WATCH_S, self._watch, process)
+        if self.now < worker.stuck_from:
+            worker.watched = True
+            self.at(worker.stuck_from + WATCH_S, self._watch, worker)
             return
-        back = list(process.buffer)
-        process.buffer.clear()
+        back = list(worker.buffer)
+        worker.buffer.clear()
         for task in back:
             self._log(task, "released", nan, self._claimed[task])
         self.at(self.now + self._settle_s, self._return, back)
@@ -324,7 +273,7 @@ class Twin(Agenda):
 
     # Outcomes
 
-    def _settle(self, process: _Process, task: int, began: float, ended: float) -> None:
+    def _settle(self, worker: Worker, task: int, began: float, ended: float) -> None:
         """A handler has returned: lifecycle says what that means, backoff when it is tried again."""
         known = self.now + self._settle_s
         failures = self._failures[task]
@@ -339,9 +288,10 @@ class Twin(Agenda):
                 self._retry(task, known + self._backoff.delay_ms(failures + 1, self._rng) / 1000)
             else:
                 self._end(task, verdict, known)
-        self._ran(process, ended - began)
+        self._ran(worker, ended - began)
 
     def _end(self, task: int, verdict: Verdict, at: float) -> None:
+        self._open -= 1
         self._history.end(task, verdict.status, at)
 
     def _log(self, task: int, outcome: RunOutcome, began: float, ended: float) -> None:

@@ -60,10 +60,10 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Observing": "scrape meter vitals sampling receipts ledger journal index watch checks audit drift"
         " agreement growth observation",
         "Telling": "record figure proof report plots progress",
-        "Predicting": "theory costs job history summary agenda twin",
+        "Predicting": "theory costs job history summary measured agenda worker twin",
         "Measuring": "stats rows aims rounds company noop_api yardsticks rates latency occupancy"
         " footprint startup crowd peer_apps.dramatiq_app peer_apps.pgqueuer_app peer known_peers",
-        "Commands": "demo load_cli plan simulate audit_cli chaos reliability soak limits ratios peers cost"
+        "Commands": "demo load_cli plan simulate calibrate audit_cli chaos reliability soak limits ratios peers cost"
         " volume notebooks cli",
     },
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from fix_process import alive, until
 
 from bench.cli import main
 from bench.known_peers import Dramatiq, PgQueuer
@@ -18,6 +21,22 @@ from bench.rows import AIM_MISSED, MUST_MISSED, OK
 from bench.stats import middle_rate
 
 ROOT = Path(__file__).parents[2]
+COMMAND = """
+import signal, sys, types
+from bench import peer
+
+peer.PLACE.mkdir(parents=True, exist_ok=True)
+worker = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+stub = types.SimpleNamespace(
+    name="stub", ready="up", commands=lambda setup: [worker], env=lambda setup: {"PATH": "/usr/bin:/bin"}
+)
+with peer.running(stub, peer.Setup("stub", "a stub", 1)) as fleet:
+    peer.send(fleet, signal.SIGSTOP)
+    print(fleet[0].pid, flush=True)
+    signal.pause()
+"""
+"""A command that has frozen the workers of a peer and then does nothing more."""
+
 PEER_OF = {"fast": "pgqueuer", "slow": "pgqueuer", "threads": "dramatiq"}
 
 
@@ -86,6 +105,14 @@ def test_a_program_of_a_peer_needs_nothing_of_ours(path):
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not [name for name in imported if re.match(r"(bench|scheduler)\b", name)]
+
+
+def test_frozen_workers_of_a_peer_end_with_a_killed_command():
+    with subprocess.Popen([sys.executable, "-c", COMMAND], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        worker = int(command.stdout.readline())
+        command.kill()
+    until(lambda: not alive(worker))
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bench.worker
+import scheduler.worker
 from bench import cli, costs, job, scenario, theory, twin
 from bench.costs import FREE, Costs
 from bench.history import History
@@ -28,6 +30,7 @@ from bench.stats import spread
 from bench.summary import Summary
 from bench.theory import Queue
 from bench.twin import Twin
+from bench.worker import Worker
 from bench.workload import PRIORITIES
 from scheduler import clock, heartbeat, slots
 from scheduler.config import load
@@ -181,28 +184,23 @@ def test_the_room_in_a_worker_is_the_products(env, mean_s, began, waiting, weigh
     real._payload_bytes = 20.0 if weighed else None
     real._running = {i: SimpleNamespace(started=at) for i, at in enumerate(began)}
     real._buffer = deque([None] * waiting)
-    ours = Twin(Job(b"\0", b"\0", array("d", [0]), lambda _: 0.0, [0], [True], 0), 1, config, FREE, 1)
-    ours.now = 10.25
-    process = ours._idle[0]
-    process.mean_s, process.running, process.buffer = mean_s, len(began), deque([0] * waiting)
-    process.weighed = weighed
-    process.sum_began, process.last_began = sum(began), max(began, default=0.0)
+    ours = Worker(0, config, 0.5)
+    ours.buffer.extend([0] * waiting)
+    ours.weighed, ours._mean_s = weighed, mean_s
+    for at in sorted(began):
+        ours.begin(at)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "monotonic", lambda: 10.25)
-        assert ours._room(process) == real.room()
+        assert ours.room(10.25) == real.room()
 
 
 def test_the_constants_are_the_products():
-    ours = (twin._WEIGHT, twin._GUESS_S, twin._STUCK_S, 2 * twin._WATCH_S, twin._UNWEIGHED)
-    assert ours == (
-        slots._WEIGHT,
-        slots._SLOWEST_GUESS_S,
-        slots._STUCK_S,
-        slots._WATCH_S,
-        slots._AHEAD_BYTES // slots._LARGEST_GUESS,
-    )
-    assert twin._LONGEST_BEAT_S == heartbeat._LONGEST_BEAT_S
-    assert twin._LONGEST_UNSEEN_S == heartbeat._LONGEST_UNSEEN_S
+    ours = (bench.worker.WEIGHT, bench.worker.GUESS_S, bench.worker.STUCK_S, 2 * bench.worker.WATCH_S)
+    assert ours == (slots._WEIGHT, slots._SLOWEST_GUESS_S, slots._STUCK_S, slots._WATCH_S)
+    assert slots._AHEAD_BYTES // slots._LARGEST_GUESS == bench.worker.UNWEIGHED
+    assert twin._IDLE_S == scheduler.worker._IDLE_WAIT_S
+    assert bench.worker.LONGEST_BEAT_S == heartbeat._LONGEST_BEAT_S
+    assert bench.worker.LONGEST_UNSEEN_S == heartbeat._LONGEST_UNSEEN_S
 
 
 def test_one_seed_gives_one_history_and_reads_no_clock(monkeypatch):
@@ -262,9 +260,9 @@ def test_strict_serves_by_rank_and_weighted_gives_each_its_share():
 
 
 def test_long_tasks_are_not_hoarded_by_one_worker():
-    planned = made({"sleep": 100, "sleep_ms": 1000}, {"kind": "bulk", "tasks": 24}, 2, 12)
-    # What one has leased beyond its slots it gives back after 0.2 s.
-    assert figures(planned, Costs()).drain_s < 1.3
+    mix = {"sleep": 100, "sleep_ms": 1000}
+    planned = made(mix, {"kind": "bulk", "tasks": 24}, 2, 12, LEASE_AHEAD_MS=0)
+    assert figures(planned, Costs()).drain_s < 1.1
 
 
 def test_what_waits_behind_long_tasks_is_given_back():
