@@ -4,6 +4,7 @@
     postgres_us  CPU of Postgres for each run
     redis_us     CPU of Redis for each run
     bulk_us      time from one task to the next as a bulk load comes in
+    bulk_ms      from a bulk request's commit, by its stamp, to its tasks' being in their lists
     request_ms   the answer to a request with one task
     lease_ms     from asking for a batch to having it: a script and a claim
     settle_ms    from a run's end to the commit of its outcome
@@ -34,14 +35,15 @@ class Costs:
         ValueError: one is below 0, or there are no cores.
     """
 
-    worker_us: float = 75.0
-    postgres_us: float = 110.0
-    redis_us: float = 15.0
-    bulk_us: float = 40.0
-    request_ms: float = 3.0
-    lease_ms: float = 3.0
-    settle_ms: float = 3.0
-    wake_ms: float = 0.5
+    worker_us: float = 56.0
+    postgres_us: float = 60.0
+    redis_us: float = 13.0
+    bulk_us: float = 116.0
+    bulk_ms: float = 55.0
+    request_ms: float = 1.7
+    lease_ms: float = 6.7
+    settle_ms: float = 1.0
+    wake_ms: float = 2.6
     call_us: float = 5.0
     cores: float = 2.0
     inflation: float = 1.0
@@ -72,6 +74,7 @@ FREE: Final = Costs(
     postgres_us=0,
     redis_us=0,
     bulk_us=0,
+    bulk_ms=0,
     request_ms=0,
     lease_ms=0,
     settle_ms=0,

@@ -22,7 +22,8 @@ class Job:
     Attributes:
         types: Of each task: its type's number.
         priorities: Of each task: its list, 0 is the highest.
-        coming: When each is committed, in seconds.
+        coming: When each is in its list, in seconds.
+        stamped_s: How long before that it was stamped with its commit.
         duration: By type: how many seconds a run keeps its slot without using CPU; 0 if it never waits.
         fails: By type: how often a task fails before it succeeds.
         renewed: By type: whether a run's lease is renewed while it lasts.
@@ -38,6 +39,7 @@ class Job:
     renewed: Sequence[bool]
     max_retries: int
     bulky: bool = False
+    stamped_s: float = 0.0
 
 
 def of(scenario: Scenario, costs: Costs, repeat: int = 0) -> Job:
@@ -53,6 +55,7 @@ def of(scenario: Scenario, costs: Costs, repeat: int = 0) -> Job:
         renewed=(True, True, True, False),
         max_retries=mix.max_retries,
         bulky=isinstance(scenario.load, Bulk),
+        stamped_s=costs.bulk_ms / 1000 if isinstance(scenario.load, Bulk) else 0.0,
     )
 
 

@@ -5,8 +5,9 @@ means `scheduler.lifecycle`: the very code that workers run. What is around them
 
     feeder    asks for as many tasks as there is room for (the rule of `scheduler/slots.py`), gets them after
               a round trip, and waits for a wake-up when there are none; who leaves something wakes the next
-    loop      each process begins its runs one after the other. A run costs CPU time there and at the servers,
-              and all of it shares the cores: what n busy processes need at once takes as long as it must
+    loop      each process does one thing at a time: it takes a batch, begins a run, sees that one is over. A
+              run costs CPU time there and at the servers, and all of it shares the cores: what n busy
+              processes need at once takes as long as it must
     slots     a run that sleeps keeps its slot; one that outlives its lease is ended then, and found later
     loops     pump and reaper of each process look at instants of their own, page by page
 
@@ -28,12 +29,16 @@ from bench.costs import Costs
 from bench.history import History
 from bench.job import Job
 from bench.worker import WATCH_S, Worker
+from bench.workload import PRIORITIES
 from scheduler.config import Settings
 from scheduler.fairness import Policy, State, choose
 from scheduler.lifecycle import SUCCEEDED, RunOutcome, Verdict, after_failure, after_loss
 
 _IDLE_S: Final = 1.0
 """As in scheduler/worker.py."""
+
+_IN_BATCHES: Final = 0.5
+"""The share of its CPU that a loop spends on whole batches, during which nothing else is seen to."""
 
 _AT_ONCE_S: Final = 1e-9
 
@@ -48,7 +53,7 @@ class Twin(Agenda):
         self._rng = rng = random.Random(seed)
         self._policy = Policy(
             "strict" if settings.priority_mode == "strict" else "weighted",
-            tuple(settings.priority_weights.values()),
+            tuple(settings.priority_weights[name] for name in PRIORITIES),
             settings.priority_max_wait_ms,
         )
         self._backoff = settings.backoff
@@ -80,8 +85,9 @@ class Twin(Agenda):
         n_tasks = self._open = len(job.types)
         self._failures, self._losses = array("H", [0]) * n_tasks, array("H", [0]) * n_tasks
         self._attempts, self._holder = array("I", [0]) * n_tasks, array("I", [0]) * n_tasks
-        self._ready, self._claimed = array("d", job.coming), array("d", [0.0]) * n_tasks
-        self._history = History(job.types, job.priorities, job.coming)
+        stamps = array("d", (at - job.stamped_s for at in job.coming))
+        self._ready, self._claimed = array("d", stamps), array("d", [0.0]) * n_tasks
+        self._history = History(job.types, job.priorities, stamps)
 
     def run(self) -> History:
         """Everything, until each task has ended."""
@@ -180,30 +186,43 @@ class Twin(Agenda):
 
     def _leased(self, leased: tuple[Worker, list[int]]) -> None:
         worker, batch = leased
+        claimed = self.now - self._lease_s  # a lease counts from before the claim was sent
         for task in batch:
-            self._claimed[task] = self.now
+            self._claimed[task] = claimed
             self._attempts[task] += 1
             self._holder[task] = worker.number
-        worker.buffer.extend(batch)
-        worker.weighed = True
+        worker.arrived.append(batch)
+        self._go(worker)
+
+    # A worker runs
+
+    def _go(self, worker: Worker) -> None:
+        """There is something to do for the loop."""
         if not worker.turning:
             worker.turning = True
             self._busy += 1
             self._turn(worker)
-        self._feed(worker)
-
-    # A worker runs
 
     def _turn(self, worker: Worker) -> None:
-        """The loop is free: end the run in hand, begin the next ones."""
+        """The loop is free: end what is over, take what has arrived, begin the next run."""
         job, now = self._job, self.now
         if worker.in_hand >= 0:
             task, worker.in_hand = worker.in_hand, -1
             self._settle(worker, task, worker.began, worker.began + self._call_s)
+        while worker.over:
+            self._vacate(*worker.over.popleft())
+        busy = self._busy if now >= self._bulky_until else self._busy + 1
+        cost = max(busy * self._share_s, self._loop_s)
+        while worker.arrived:
+            batch = worker.arrived.popleft()
+            worker.put(batch)
+            self._feed(worker)
+            if cost:
+                self.at(now + len(batch) * cost * _IN_BATCHES, self._turn, worker)
+                return
+        cost *= 1 - _IN_BATCHES
         while worker.buffer and not worker.full:
             task = worker.buffer.popleft()
-            busy = self._busy if now >= self._bulky_until else self._busy + 1
-            cost = max(busy * self._share_s, self._loop_s)
             duration = job.duration(job.types[task])
             if duration:
                 self._begin(worker, task, cost + duration)
@@ -214,11 +233,14 @@ class Twin(Agenda):
             if cost:
                 self.at(now + cost, self._turn, worker)
                 return
+        self._rest(worker)
+
+    def _rest(self, worker: Worker) -> None:
         worker.turning = False
         self._busy -= 1
         if worker.buffer and not worker.watched:
             worker.watched = True
-            self.at(max(now, worker.stuck_from + WATCH_S), self._watch, worker)
+            self.at(max(self.now, worker.stuck_from + WATCH_S), self._watch, worker)
 
     def _begin(self, worker: Worker, task: int, lasts: float) -> None:
         """A run that keeps its slot for a while."""
@@ -234,17 +256,17 @@ class Twin(Agenda):
         self.at(now + lasts, self._free, (worker, task, now))
 
     def _free(self, run: tuple[Worker, int, float]) -> None:
-        """A slot comes free; the task is -1 if the run was lost."""
-        worker, task, began = run
+        """The time of a run is up; the loop sees to it when it is free. Task -1: the run was lost."""
+        worker = run[0]
+        worker.over.append(run)
+        self._go(worker)
+
+    def _vacate(self, worker: Worker, task: int, began: float) -> None:
         worker.free(began)
         if task >= 0:
             self._settle(worker, task, began, self.now)
         else:
             self._ran(worker, self.now - began)
-        if worker.buffer and not worker.turning:
-            worker.turning = True
-            self._busy += 1
-            self._turn(worker)
 
     def _ran(self, worker: Worker, seconds: float) -> None:
         worker.learn(seconds)

@@ -63,8 +63,8 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Predicting": "theory costs job history summary measured agenda worker twin",
         "Measuring": "stats rows aims rounds company noop_api yardsticks rates latency occupancy"
         " footprint startup crowd peer_apps.dramatiq_app peer_apps.pgqueuer_app peer known_peers",
-        "Commands": "demo load_cli plan simulate calibrate audit_cli chaos reliability soak limits ratios peers cost"
-        " volume notebooks cli",
+        "Commands": "demo load_cli plan simulate calibrate audit_cli chaos reliability soak limits ratios"
+        " peers cost volume notebooks cli",
     },
 }
 """Every module of a package by group, each group using the ones before it: the layers in pyproject.toml."""

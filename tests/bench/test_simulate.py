@@ -9,6 +9,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from heapq import heappop, heappush
 from math import fsum, isnan, log
 from pathlib import Path
@@ -160,8 +161,10 @@ def test_counts_are_those_of_theory_and_no_drain_beats_its_floor(planned, priced
     assert found.counts == known.counts
     assert not any(map(isnan, history.ended))
     if not planned.fleet.config.lease_ahead_ms or not known.counts.lost:
-        assert found.drain_s > known.floor.drain_s - 1e-6
-        assert found.utilisation < 1 + 1e-6
+        # A lease counts from before the claim, so a run that is lost has its slot for a little less.
+        short = priced.lease_ms / planned.fleet.config.vis_timeout_ms if known.counts.lost else 0.0
+        assert found.drain_s > known.floor.drain_s * (1 - short) - 1e-6
+        assert found.utilisation < 1 / (1 - short) + 1e-6
 
 
 # Against the product's rules
@@ -278,20 +281,20 @@ def test_what_waits_behind_long_tasks_is_given_back():
 
 def test_noops_share_the_cores():
     bulk = {"kind": "bulk", "tasks": 20_000}
-    priced = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, cores=2)
+    priced = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, lease_ms=1, cores=2)
     rates = [figures(made({}, bulk, processes, 12), priced).throughput for processes in (1, 2, 4, 8)]
     # One process has its loop as a bound, 10,000/s; more have the cores: 2 / 200 µs.
     assert rates == pytest.approx([10_000] * 4, rel=0.05)
-    roomy = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, cores=6)
+    roomy = replace(priced, cores=6)
     rates = [figures(made({}, bulk, processes, 12), roomy).throughput for processes in (1, 2, 3, 6)]
     assert rates == pytest.approx([10_000, 20_000, 30_000, 30_000], rel=0.05)
-    dear = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, cores=6, inflation=2)
+    dear = replace(roomy, inflation=2)
     assert figures(made({}, bulk, 1, 12), dear).throughput == pytest.approx(5000, rel=0.05)
 
 
 def test_an_idle_fleet_answers_within_a_wake_up_and_a_lease():
     planned = made({}, {"kind": "open", "rate": 50, "seconds": 4}, 3)
-    found = figures(planned, Costs(wake_ms=2, lease_ms=5))
+    found = figures(planned, Costs(worker_us=0, postgres_us=0, redis_us=0, wake_ms=2, lease_ms=5))
     assert (found.wait.p50_s, found.wait.p95_s) == pytest.approx((0.007, 0.007), abs=1e-6)
 
 

@@ -1,0 +1,152 @@
+"""The command `calibrate`: costs with which the twin comes out as measured runs did.
+
+Each record brings the cores of its machine and the costs that its runs told (see `measured.prices`). Of each
+the median is taken. Of CPU it is the least, since an idle fleet uses some, too, and so it is of what is longer
+where tasks have to queue. What no record tells keeps its default. One number is free: `inflation`, by what CPU costs more than its price while the machine is busy. It
+is set so that the drains come out right on average, and the errors that are left are printed.
+
+Records given with `--check` are not fitted to but predicted. The exit code is 1 if a drain among them is not
+predicted within `--within` percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, fsum, log
+from pathlib import Path
+from typing import Any, Final
+
+from bench import record, scenario
+from bench.costs import Costs
+from bench.figure import lined_up
+from bench.report import seconds
+from bench.scenario import Scenario
+from bench.simulate import simulate, summary
+from scheduler.errors import StartError
+
+LEAST_INFLATION: Final = 0.2
+MOST_INFLATION: Final = 5.0
+_CLOSE: Final = 0.005
+_HEADERS: Final = ("Run", "Drain", "Predicted", "Error", "p95 wait", "Predicted", "Error")
+_LEAST: Final = ("worker_us", "postgres_us", "redis_us", "wake_ms", "bulk_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of a record: the scenario, which repeat of it, its figures, and the costs that it told."""
+
+    planned: Scenario
+    repeat: int
+    drain_s: float
+    p95_wait_s: float
+    prices: Mapping[str, float]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `calibrate` to `parser`."""
+    parser.add_argument("records", type=Path, nargs="+", metavar="RECORD", help="a record of measured runs")
+    parser.add_argument(
+        "--check", type=Path, action="append", metavar="RECORD", help="predict these runs; repeatable"
+    )
+    parser.add_argument("--within", type=float, default=15.0, help="how far off a drain may be, in %% (15)")
+    parser.add_argument("--out", type=Path, help="write a record here; `simulate --costs` takes it")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Fit, print the costs and what is left of errors; 1 if a drain that was to be checked is far off."""
+    fitted_to = [run for path in args.records for run in read(path)]
+    checked = [run for path in args.check or () for run in read(path)]
+    fitted = fit(fitted_to)
+    errors = compare(fitted_to, fitted)
+    predictions = compare(checked, fitted)
+    print(lined_up(("Cost", ""), [(name, f"{value:,.4g}") for name, value in fitted.content().items()]))
+    print(f"\n{lined_up(_HEADERS, [_cells(each) for each in errors])}")
+    if predictions:
+        print(f"\nNot fitted to:\n{lined_up(_HEADERS, [_cells(each) for each in predictions])}")
+    if args.out is not None:
+        words = [*map(str, args.records), *(f"--check {path}" for path in args.check or ())]
+        result = {"costs": fitted.content(), "errors": errors, "predictions": predictions}
+        record.write(args.out, record.make(["bench calibrate", *words], result))
+    far = [
+        each
+        for each in predictions
+        if 100 * abs(each["predicted_drain_s"] / each["drain_s"] - 1) > args.within
+    ]
+    return 1 if far else 0
+
+
+def read(path: Path) -> list[Measured]:
+    """The runs of a record.
+
+    Raises:
+        StartError: it is no record of measured runs.
+    """
+    try:
+        made = record.read(path)
+        result, cores = made["result"], {"cores": float(made["machine"]["cores"])}
+        runs, measured = result["runs"], result["source"] == "measured"
+    except (OSError, ValueError, KeyError, TypeError):
+        runs, measured = [], False
+    if not measured:
+        raise StartError(f"{path} is no record of measured runs")
+    planned = scenario.parse(result["scenario"], str(path), result["name"])
+    return [
+        Measured(
+            planned, run["seed"] - planned.seed, run["drain_s"], run["wait"]["p95_s"], run["prices"] | cores
+        )
+        for run in runs
+    ]
+
+
+def fit(runs: Sequence[Measured]) -> Costs:
+    """The costs that suit all of these runs best."""
+    found: dict[str, float] = {}
+    for name in Costs.__slots__:
+        values = [run.prices[name] for run in runs if name in run.prices]
+        if values:
+            found[name] = min(values) if name in _LEAST else statistics.median(values)
+    base = Costs(**found)
+    low, high = log(LEAST_INFLATION), log(MOST_INFLATION)
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        too_slow = bias(runs, replace(base, inflation=exp(middle))) > 0
+        low, high = (low, middle) if too_slow else (middle, high)
+    return replace(base, inflation=round(exp((low + high) / 2), 3))
+
+
+def bias(runs: Sequence[Measured], costs: Costs) -> float:
+    """The mean of the logarithms of predicted over measured drain: above 0 the twin is too slow."""
+    logs = [
+        log(summary(run.planned, simulate(run.planned, costs, run.repeat)).drain_s / run.drain_s)
+        for run in runs
+    ]
+    return fsum(logs) / len(logs)
+
+
+def compare(runs: Sequence[Measured], costs: Costs) -> list[dict[str, Any]]:
+    """Measured and predicted figures of each run, in seconds."""
+    rows = []
+    for run in runs:
+        twin = summary(run.planned, simulate(run.planned, costs, run.repeat))
+        rows.append(
+            {
+                "run": f"{run.planned.name}, seed {run.planned.seed + run.repeat}",
+                "drain_s": run.drain_s,
+                "predicted_drain_s": twin.drain_s,
+                "p95_wait_s": run.p95_wait_s,
+                "predicted_p95_wait_s": twin.wait.p95_s,
+            }
+        )
+    return rows
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = [row["run"]]
+    for name in ("drain_s", "p95_wait_s"):
+        measured, predicted = row[name], row[f"predicted_{name}"]
+        error = f"{predicted / measured - 1:+.1%}" if measured else "-"
+        cells += [seconds(measured), seconds(predicted), error]
+    return tuple(cells)
