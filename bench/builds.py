@@ -41,7 +41,8 @@ BUILDS: Final[dict[str, Build]] = {
     "fence-off": Build(
         "the fence of a settle: whoever reports an outcome is believed, and the history gets one row more",
         "sql/settle.sql",
-        "WHERE t.id = d.id AND t.status = 'running' AND t.attempts = d.attempt\n"
+        "WHERE t.id = d.id AND t.attempts = d.attempt"
+        " AND t.status = CASE WHEN d.attempt > 0 THEN 'running' END\n"
         "    RETURNING\n"
         "        t.id, d.attempt,",
         "WHERE t.id = d.id\n"

@@ -68,7 +68,13 @@ class Summary:
 
 
 def summarise(history: History, *, slots: int, lease_s: float) -> Summary:
-    """The figures of a history, for a fleet with so many slots in all and such leases."""
+    """The figures of a history, for a fleet with so many slots in all and such leases.
+
+    Raises:
+        ValueError: a task has not ended, so that the drain is not over.
+    """
+    if still := sum(map(isnan, history.ended)):
+        raise ValueError(f"{still:,} tasks have not ended")
     runs = Counter(history.outcome)
     drain_s = max(history.ended) - min(history.enqueued)
     took, used, held = array("d"), [], []

@@ -150,10 +150,12 @@ class Twin(Agenda):
     def _feed(self, worker: Worker) -> None:
         worker.parked = False
         room = worker.room(self.now)
+        queues = self._queues
         if not room:
             worker.parked = True
+            if self._idle and any(queues):
+                self._wake()  # the call was for somebody with room
             return
-        queues = self._queues
         if not any(queues):
             self._wait(worker)
             return

@@ -67,6 +67,8 @@ class Lessor:
     async def take(self, n: int) -> list[Lease]:
         """At most `n` claimed tasks, in the order of the fair choice; [] if nothing is ready.
 
+        0 takes none and wakes another worker if there is work.
+
         Raises:
             QueueUnavailable: Redis could not be asked.
         """

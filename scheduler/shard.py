@@ -59,9 +59,10 @@ class Shard:
         return await self._count("adopt", entries, lambda e: (RANK[e[1]], e[2], e[3], e[0]))
 
     async def lease(self, n: int, token: str, vis_ms: int, policy: Policy) -> list[str]:
-        """Up to `n` ready ids, never more than 1,000, in the order of the fair choice."""
-        if n <= 0:
-            return []
+        """Up to `n` ready ids, never more than 1,000, in the order of the fair choice.
+
+        0 takes none: whoever was woken and has no room lets another worker be woken in its place.
+        """
         args = (min(n, PAGE), token, vis_ms, policy.mode, policy.max_wait_ms, *policy.weights)
         ids: list[str] = await self._run("lease", args)
         return ids

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Sequence
 from itertools import chain, groupby
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from scheduler import clock, log
 from scheduler.config import Settings
@@ -163,9 +163,14 @@ class Worker:
     async def _feed(self) -> None:
         """Keep the slots supplied."""
         pause = 0.0
+        woken = False
         while not self._stopping.is_set():
             room = self._slots.room()
             if room <= 0:
+                if woken:  # the call was for somebody with room
+                    woken = False
+                    with contextlib.suppress(SchedulerError):
+                        await self._lessor.take(0)
                 self._slots.room_made.clear()
                 await self._first(self._slots.room_made.wait())
                 continue
@@ -175,21 +180,22 @@ class Worker:
                 if leases:
                     self._slots.put(leases)
                 else:
-                    await self._first(self._index.wait(self._settings.worker_queues, _IDLE_WAIT_S))
+                    woken = bool(
+                        await self._first(self._index.wait(self._settings.worker_queues, _IDLE_WAIT_S))
+                    )
             except SchedulerError as error:
                 if not pause:
                     self._log.warning("cannot lease; trying again", error=str(error))
                 pause = min(2 * pause or 0.05, _LONGEST_PAUSE_S)
                 await self._first(asyncio.sleep(pause))
 
-    async def _first(self, what: object) -> None:
-        """Wait for `what` or for the stop, whichever comes first."""
+    async def _first(self, what: object) -> Any:
+        """Wait for `what` or for the stop, whichever comes first; what `what` returned, or None."""
         waiting = asyncio.ensure_future(what)  # type: ignore[call-overload] # any awaitable
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                waiting.result()
+            return waiting.result() if waiting.done() else None
         finally:
             stopping.cancel()
             if not waiting.done():

@@ -95,7 +95,7 @@ class Reference:
         for id_ in ids:
             self.held.live[id_] = token
             self.held.leases[id_] = self.now_ms() + vis_ms
-        if ids and len(ids) < sum(depths):
+        if len(ids) < sum(depths):
             self.held.wake = 1
         return ids
 

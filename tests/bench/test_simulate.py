@@ -28,7 +28,7 @@ from bench.job import Job
 from bench.scenario import Scenario
 from bench.simulate import simulate, summary
 from bench.stats import spread
-from bench.summary import Summary
+from bench.summary import Summary, summarise
 from bench.theory import Queue
 from bench.twin import Twin
 from bench.worker import Worker
@@ -99,7 +99,7 @@ def test_a_queue_without_costs_is_the_textbooks_to_the_bit(servers, rate, proces
 
 @pytest.mark.parametrize(("servers", "rate"), [(1, 0.5), (2, 0.8)])
 def test_a_queue_without_costs_waits_as_erlang_says(servers, rate):
-    waits, _ = random_queue(servers, rate, 60_000, 1)
+    waits, _ = random_queue(servers, rate, 50_000, 1)
     law = Queue(rate, 1.0, servers)
     assert fsum(waits) / len(waits) == pytest.approx(law.mean_wait_s, rel=0.025)
     assert sum(wait > 1e-9 for wait in waits) / len(waits) == pytest.approx(law.p_wait, rel=0.025)
@@ -281,7 +281,7 @@ def test_what_waits_behind_long_tasks_is_given_back():
 
 def test_noops_share_the_cores():
     bulk = {"kind": "bulk", "tasks": 20_000}
-    priced = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, lease_ms=1, cores=2)
+    priced = Costs(worker_us=100, postgres_us=60, redis_us=40, bulk_us=0, bulk_ms=0, lease_ms=1, cores=2)
     rates = [figures(made({}, bulk, processes, 12), priced).throughput for processes in (1, 2, 4, 8)]
     # One process has its loop as a bound, 10,000/s; more have the cores: 2 / 200 µs.
     assert rates == pytest.approx([10_000] * 4, rel=0.05)
@@ -304,6 +304,11 @@ def test_faults_are_refused():
     )
     with pytest.raises(StartError, match="x has faults, which cannot be simulated"):
         simulate(planned, FREE)
+
+
+def test_what_has_not_ended_has_no_figures():
+    with pytest.raises(ValueError, match="2 tasks have not ended"):
+        summarise(History(bytes(2), bytes(2), array("d", [0, 0])), slots=1, lease_s=1.0)
 
 
 # The command

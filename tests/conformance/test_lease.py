@@ -74,10 +74,21 @@ async def test_an_idle_lease_is_no_write(server_inspector: ServerInspector) -> N
 
 
 @pytest.mark.parametrize("n", [0, -3])
-async def test_a_lease_of_nothing_takes_nothing(inspector: Inspector, shard: Shard, n: int) -> None:
+async def test_a_lease_of_nothing_takes_nothing_and_wakes_another_worker(
+    inspector: Inspector, shard: Shard, n: int
+) -> None:
     await inspector.load(q={"low": ["a"]})
-    assert await shard.lease(n, "t1", 5000, WEIGHTED) == []
-    await inspector.expect(q={"low": ["a"]})
+    for _ in range(2):
+        assert await shard.lease(n, "t1", 5000, WEIGHTED) == []
+        await inspector.expect(q={"low": ["a"]}, wake=1)
+
+
+async def test_a_lease_of_nothing_where_nothing_is_ready_wakes_nobody(
+    inspector: Inspector, shard: Shard
+) -> None:
+    await inspector.load(q={"low": ["a"]}, paused={"low"})
+    assert await shard.lease(0, "t1", 5000, WEIGHTED) == []
+    await inspector.expect(q={"low": ["a"]}, paused={"low"})
 
 
 async def test_paused_priorities_are_passed_over(inspector: Inspector, shard: Shard) -> None:

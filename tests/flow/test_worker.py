@@ -310,6 +310,36 @@ async def test_what_waits_behind_slow_tasks_is_run_by_another_worker(make_flow: 
     assert flow.db.value("SELECT max(failures + losses) FROM tasks") == 0
 
 
+async def test_a_worker_without_room_passes_a_call_on(make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch):
+    """It began to wait before its slots were stuck, and so is woken before the one that idles."""
+    monkeypatch.setattr("scheduler.worker._IDLE_WAIT_S", 60.0)  # or the other one would look by itself
+    flow = await make_flow(WORKER_POOL=1, LEASE_AHEAD_MS=1000, RECONCILE_INTERVAL_MS=60_000)
+    free = asyncio.Event()
+
+    @flow.handler("slow")
+    async def slow():
+        await free.wait()
+
+    first = await flow.enqueue("slow")
+    async with flow.worker() as full:
+        await flow.becomes(first, "running")
+        await eventually(lambda: full._slots.room() == 0)
+        async with flow.worker():
+            await waiting(flow, 2)
+            await flow.ended(await flow.enqueue())
+            free.set()
+            await flow.ended(first)
+
+
+async def waiting(flow: Flow, n: int) -> None:
+    """Until so many workers wait to be woken."""
+
+    async def blocked() -> bool:
+        return sum("b" in client["flags"] for client in await flow.client.client_list()) == n
+
+    await eventually(blocked)
+
+
 async def test_a_lone_worker_with_slow_tasks_does_not_lease_and_give_back_all_the_time(make_flow: MakeFlow):
     flow = await make_flow(WORKER_POOL=1, LEASE_AHEAD_MS=10_000)
     free = asyncio.Event()

@@ -10,7 +10,7 @@ from statistics import mean
 
 import pytest
 
-from bench import cli, scenario
+from bench import cli, demo, scenario
 from bench.arrivals import times
 from bench.faults import NEMESES
 from bench.scenario import Bulk, Closed, Harm, Open, Scenario, Shape
@@ -194,6 +194,13 @@ def test_the_scenarios_that_come_along_are_read_and_small():
     assert {type(found.load) for found in read} >= {Bulk, Open, Shape}
     folder = files("bench") / "scenarios"
     assert all(len((folder / f"{name}.toml").read_bytes()) < 100_000 for name in names)
+
+
+def test_the_scenario_demo_is_what_the_demo_runs():
+    found = scenario.read(Path("demo"))
+    apart = {"LOG_LEVEL": "warning"}
+    assert found.fleet.env | apart == demo.SETTINGS
+    assert (found.mix, found.load) == (demo.DEMO, Bulk(2000))
 
 
 def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
