@@ -42,7 +42,8 @@ class Fleet:
         host, first = settings.metrics_addr
         if first and first + size - 1 > _LAST_PORT:
             raise StartError(
-                f"METRICS_ADDR={masked('metrics_addr', (host, first))} leaves no ports for {size} processes:"
+                f"METRICS_ADDR={masked('metrics_addr', (host, first))} leaves no ports for {size}"
+                f" {args[0]} processes:"
                 " they are counted up from it; choose a lower one (port 0: any)"
             )
         self._settings = settings

@@ -118,7 +118,7 @@ def test_an_address_is_taken(scheduler, idle, taken, command, variable):
 
 def test_the_addresses_of_a_fleet_end_before_the_last_port(scheduler, idle):
     done = scheduler("worker", "--processes", "3", **idle | {"METRICS_ADDR": ":65534"})
-    refused(done, "METRICS_ADDR=:65534", "3 workers", "lower")
+    refused(done, "METRICS_ADDR=:65534", "3 worker processes", "lower")
 
 
 @pytest.mark.parametrize("command", [("worker",), ("up",)])

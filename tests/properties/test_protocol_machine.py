@@ -80,7 +80,7 @@ def test_servers_and_reference_go_the_same_way(machine: type[Machine]):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("machine", [WHEEL, SYSTEM], indirect=True)
 def test_servers_and_reference_go_the_same_way_for_long(machine: type[Machine]):
-    run(machine, 120)
+    run(machine, 80)
 
 
 FAULTS = {
