@@ -167,11 +167,11 @@ class Worker:
         while not self._stopping.is_set():
             room = self._slots.room()
             if room <= 0:
+                self._slots.room_made.clear()  # before anything is waited for, or room could be missed
                 if woken:  # the call was for somebody with room
                     woken = False
                     with contextlib.suppress(SchedulerError):
                         await self._lessor.take(0)
-                self._slots.room_made.clear()
                 await self._first(self._slots.room_made.wait())
                 continue
             try:
