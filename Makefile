@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 USE := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
+# Tests that share nothing and measure no time: these run two at a time.
+TWO_AT_A_TIME := $(addprefix tests/,unit conformance model simulation properties)
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -23,14 +26,12 @@ up: $(USE) ## Run Postgres, Valkey, the API and a worker until Ctrl-C (no Docker
 	@$(BIN)/scheduler up
 
 test: lint ## Check the style, then run the tests
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" -q -n 2 --dist worksteal $(TWO_AT_A_TIME)
+	@$(BIN)/pytest -m "not slow" $(addprefix --ignore=,$(TWO_AT_A_TIME))
 
 prove: $(DEV) ## Run the slow proofs: faults, load, twins
-	@$(BIN)/pytest -m slow || { status=$$?; \
-		if [ $$status -ne 5 ]; then exit $$status; fi; echo "no slow proofs yet"; }
-
-soak: $(USE) ## Half an hour at half load: nothing may grow (make soak ARGS="--minutes 5")
-	@$(BIN)/bench soak $(or $(ARGS),--out docs/records/soak.json)
+	@$(BIN)/pytest -m slow -q -n 2 --dist worksteal $(TWO_AT_A_TIME)
+	@$(BIN)/pytest -m slow -v $(addprefix --ignore=,$(TWO_AT_A_TIME))
 
 lint: $(DEV) ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff check .

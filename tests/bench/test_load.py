@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -346,7 +347,14 @@ def test_another_server_is_one_line_and_exit_code_2(capsys, api):
 def test_an_interrupt_shows_what_was_accepted_until_then(api):
     api.stall(at=100, seconds=30)
     command = [sys.executable, "-m", "bench.load_cli", "-n", "1000", "-w", "1", "-host", api.url]
-    loader = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    loader = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell may ignore it
+    )
     _until(lambda: api.posts >= 100)
     os.kill(loader.pid, signal.SIGINT)
     out, error = loader.communicate(timeout=10)

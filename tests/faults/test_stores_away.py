@@ -32,7 +32,7 @@ TAIL_S = 2.0
 COMMIT_S = 1.0
 """ENQUEUE_TIMEOUT_MS."""
 
-MOST_CPU = 0.3
+MOST_CPU = 0.5
 """Of one core: what a process may use while a store is away."""
 
 BODIES = [{"type": "noop", "priority": p} for p in ("critical", "high", "default", "low")]
