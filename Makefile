@@ -33,6 +33,9 @@ prove: $(DEV) ## Run the slow proofs: faults, load, twins
 	@$(BIN)/pytest -m slow -q -n 2 --dist worksteal $(TWO_AT_A_TIME)
 	@$(BIN)/pytest -m slow -v $(addprefix --ignore=,$(TWO_AT_A_TIME))
 
+soak: $(USE) ## Half an hour at half load: nothing may grow (make soak ARGS="--minutes 5")
+	@$(BIN)/bench soak $(or $(ARGS),--out docs/records/soak.json)
+
 lint: $(DEV) ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
