@@ -91,7 +91,9 @@ def test_what_a_handler_raises_is_the_failure_of_its_task_alone(hell):
         task = found[name]
         assert (task["status"], task["dead_reason"]) == ("dead", "failed"), task
         assert [o for o in task["outcomes"] if o != "released"] == ["failed", "failed"], task
-        assert task["last_error"].startswith(text), task
+        # Beside the hog there may be no memory for ten megabytes of text.
+        texts = (text, "MemoryError: ") if name == "says_ten_megabytes" else (text,)
+        assert task["last_error"].startswith(texts), task
         assert len(task["last_error"]) < 2200
     for name in SUCCESSES:
         assert (found[name]["status"], found[name]["outcomes"][-1]) == ("succeeded", "succeeded")
