@@ -91,7 +91,7 @@ def test_the_protocol_holds(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LARGE_WORLDS)
 def test_the_protocol_holds_in_a_large_world(name: str) -> None:
     print(f"\n{name}: {proved(LARGE_WORLDS[name])}")

@@ -77,7 +77,7 @@ def test_servers_and_reference_go_the_same_way(machine: type[Machine]):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("machine", [WHEEL, SYSTEM], indirect=True)
 def test_servers_and_reference_go_the_same_way_for_long(machine: type[Machine]):
     run(machine, 80)
@@ -133,6 +133,7 @@ def plant(patch: pytest.MonkeyPatch, file: str, old: str, new: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("machine", [WHEEL], indirect=True)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_machine_finds_a_planted_fault(
