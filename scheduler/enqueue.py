@@ -2,8 +2,8 @@
 
 Group commit: two flushers share one line of waiting units; one that is free takes everything that waits, up
 to a batch. When idle a single request is committed at once. Under load the groups grow by themselves, because
-a small group waits for the small one that is in flight: a commit costs the same for one task as for fifty. A
-large group, or one that takes long, holds nobody up.
+what waits does not leave while a small group is in flight, and then leaves together: fewer commits, less work
+for each task. A large group, or one that takes long, holds nobody up.
 
 A unit is what one request brought: it is never split, so a bulk request is one transaction.
 """
@@ -121,9 +121,8 @@ class Enqueuer:
             size = sum(len(unit.tasks) for unit in units)
             self._in_flight += size
             self._left_at = clock.monotonic()
-            old = asyncio.get_running_loop().call_later(
-                _YOUNG_S + 0.002, self._arrived.set
-            )  # timers may be early by 1 ms
+            # A little later, because timers may be early by a millisecond.
+            old = asyncio.get_running_loop().call_later(_YOUNG_S + 0.002, self._arrived.set)
             try:
                 await self._commit(units)
             except Exception as error:  # noqa: BLE001 - a defect must answer its requests and not end the flusher

@@ -176,7 +176,7 @@ class Worker:
                 continue
             try:
                 leases = await self._lessor.take(room)
-                pause = 0.0
+                pause, woken = 0.0, False
                 if leases:
                     self._slots.put(leases)
                 else:

@@ -178,9 +178,9 @@ class ReadyView(BaseModel):
 
 def task_json(task: Task) -> str:
     """A task as JSON text, in the shape of TaskView."""
-    # Names and words of our own need no escaping; to write them so costs a third of a general writer.
+    # Written by hand: of a created task, the most frequent answer, hardly anything needs a general writer.
     return (
-        f'{{"id":"{task.id}","type":"{task.type}","queue":"{task.queue}","priority":"{task.priority}"'
+        f'{{"id":"{task.id}","type":{_text(task.type)},"queue":{_text(task.queue)},"priority":"{task.priority}"'
         f',"status":"{task.status}","attempts":{task.attempts},"failures":{task.failures}'
         f',"losses":{task.losses},"redrives":{task.redrives},"max_retries":{task.max_retries}'
         f',"timeout_ms":{_text(task.timeout_ms)},"idempotency_key":{_text(task.idempotency_key)}'

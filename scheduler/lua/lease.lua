@@ -3,7 +3,8 @@
 -- KEYS   all keys of a shard: 1-4 q, 5-8 retry, 9-12 dlq (critical high default low),
 --        13 leases, 14 live, 15 credit, 16 wake, 17 paused, 18 epoch
 -- ARGV   n token vis_ms mode max_wait_ms weight1 weight2 weight3 weight4
---        n up to 1,000, 0 = none: only wake another worker if there is work; token never used before; mode weighted or strict; max_wait_ms 0 = no bound
+--        n up to 1,000; token never used before; mode weighted or strict; max_wait_ms 0 = no bound
+--        n = 0 takes nothing, and wakes another worker if there is work
 -- RETURN the ids, in the order of picking
 --
 -- The choice is that of fairness.py, and a test holds the two together. `credit` keeps its state: c1-c4 what

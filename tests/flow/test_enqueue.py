@@ -54,6 +54,56 @@ async def test_requests_at_once_share_a_few_commits(flow: Flow):
     await flow.agree()
 
 
+class Gate:
+    """A store whose commits wait until they are let through; `sizes` has the tasks of each."""
+
+    def __init__(self, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.open = asyncio.Event()
+        self._enqueue = flow.store.enqueue
+        monkeypatch.setattr(flow.store, "enqueue", self)
+
+    async def __call__(self, tasks):
+        self.sizes.append(len(tasks))
+        await self.open.wait()
+        return await self._enqueue(tasks)
+
+
+async def sent_behind(enqueuer: Enqueuer, gate: Gate, first: int, n: int) -> list[asyncio.Task]:
+    """Send `first` tasks at once and, when these are on their way, `n` requests of one task."""
+    waiting = [asyncio.create_task(enqueuer.submit([new_task() for _ in range(first)]))]
+    await eventually(lambda: gate.sizes == [first])
+    return waiting + [asyncio.create_task(enqueuer.submit([new_task()])) for _ in range(n)]
+
+
+async def test_what_comes_while_a_small_group_is_in_flight_goes_together(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler.enqueue._YOUNG_S", 60.0)
+    gate = Gate(flow, monkeypatch)
+    async with enqueuing(flow) as enqueuer:
+        waiting = await sent_behind(enqueuer, gate, 1, 0)
+        for _ in range(5):  # one after the other, and a flusher is free
+            waiting.append(asyncio.create_task(enqueuer.submit([new_task()])))
+            await asyncio.sleep(0.01)
+        gate.open.set()
+        await asyncio.gather(*waiting)
+    assert gate.sizes == [1, 5]
+
+
+@pytest.mark.parametrize(("first", "young_s"), [(1, 0.02), (100, 60.0)], ids=["stuck", "large"])
+async def test_a_commit_that_is_stuck_or_large_holds_no_small_one_up(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, first: int, young_s: float
+):
+    monkeypatch.setattr("scheduler.enqueue._YOUNG_S", young_s)
+    gate = Gate(flow, monkeypatch)
+    async with enqueuing(flow) as enqueuer:
+        waiting = await sent_behind(enqueuer, gate, first, 3)
+        await eventually(lambda: gate.sizes == [first, 3])
+        gate.open.set()
+        await asyncio.gather(*waiting)
+
+
 async def test_a_request_of_many_tasks_is_one_commit_and_answered_in_its_order(make_flow: MakeFlow):
     flow = await make_flow(ENQUEUE_BATCH_SIZE=3)
     async with enqueuing(flow) as enqueuer:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from fix_flow import Flow, MakeFlow
@@ -15,6 +16,7 @@ from waiting import eventually
 from scheduler.backoff import Backoff
 from scheduler.errors import Reject, Retry
 from scheduler.model import PRIORITIES
+from scheduler.shard import Shard
 
 
 async def test_a_task_succeeds(flow: Flow):
@@ -329,6 +331,25 @@ async def test_a_worker_without_room_passes_a_call_on(make_flow: MakeFlow, monke
             await flow.ended(await flow.enqueue())
             free.set()
             await flow.ended(first)
+
+
+async def test_a_worker_that_used_its_call_passes_nothing_on(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    flow = await make_flow(WORKER_POOL=1, LEASE_AHEAD_MS=0)
+    asked: list[int] = []
+    lease = Shard.lease
+
+    async def noted(shard: Shard, n: int, *args: Any) -> list[str]:
+        asked.append(n)
+        return await lease(shard, n, *args)
+
+    monkeypatch.setattr(Shard, "lease", noted)
+    async with flow.worker():
+        await waiting(flow, 1)
+        id_ = await flow.enqueue("sleeper", {"sleep_ms": 50})
+        await flow.ended(id_)
+    assert set(asked) == {1}
 
 
 async def waiting(flow: Flow, n: int) -> None:
