@@ -32,7 +32,7 @@ _COMMANDS: Final = {
         "the batch path against batches of one, pgbench and single requests, in one run",
     ),
     "peers": ("bench.peers", "the same work by PgQueuer and Dramatiq, each at its best settings"),
-    "growth": ("bench.volume", "the same rates with ten million finished tasks in the tables?"),
+    "growth": ("bench.growth", "the same rates with ten million finished tasks in the tables?"),
     "cost": ("bench.cost", "what a task costs in commands, statements, log and CPU"),
     "notebooks": ("bench.notebooks", "execute the notebooks"),
 }

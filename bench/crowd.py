@@ -1,4 +1,4 @@
-"""Pressure: the API under more connections than it can serve at once: how it answers, and what it refuses.
+"""Crowd: the API under more connections than it can serve at once: how it answers, and what it refuses.
 
     64, 256, 1000   connections that send one task a request, each as soon as the last one is answered
     full            1,000 connections to an API whose line holds 100 tasks, so that most are told to come back

@@ -22,12 +22,11 @@ from bench.burst import open_tasks
 from bench.hammer import hammer
 from bench.index import connected
 from bench.latency import await_ended
-from bench.meter import cpu_s
 from bench.parking import emptied, noops
 from bench.rates import api_pid, server_pids
 from bench.rounds import Arms, Size
 from bench.system import System
-from bench.vitals import vitals
+from bench.vitals import cpu_s, vitals
 from bench.workload import Body
 
 MIB: Final = 2**20

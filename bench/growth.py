@@ -1,169 +1,212 @@
-"""Growth: samples of what a running system holds, and whether it holds more and more.
+"""Growth: does everything keep its rate when millions of tasks have passed?
 
-A series is flat if the line of least squares through its second part rises by no more than the allowance:
+Two systems share one Postgres server: one with full tables, one whose tables are nearly empty. Both are
+measured in each round, in turns, so what the machine does to one it does to the other, and the ratio tells
+what the size of the tables costs. Then the full system alone: how soon Redis is rebuilt from all open rows,
+what it costs while nothing happens, and whether autovacuum keeps up with a churn at the highest rate.
 
-    memory of a process         2 % in ten minutes, 5 MiB in all; a rise below 1 MiB is none
-    descriptors, threads,       a tenth of its level, or 3 where that is less: pools grow and shrink
-    connections
-
-The first part is not judged: caches fill, pools grow, the allocator finds its size.
+The open tasks are in a queue that no worker serves: a backlog that stays, in the same table and indexes.
 """
 
 from __future__ import annotations
 
-import threading
+import argparse
+import random
+import shutil
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
 
 import psycopg
-import redis
 
-from bench import index
-from bench.stats import slope, spread
-from bench.vitals import vitals
+from bench import meter, record
+from bench.churn import churn
+from bench.filling import fill
+from bench.progress import told
+from bench.rounds import Arms, Round, measured
+from bench.rows import MUST_MISSED, Limit, Row, markdown
+from bench.side import Side
+from bench.system import system
+from scheduler.embedded import Postgres, Redis
+from scheduler.errors import StartError
 
-MIB: Final = 2**20
-JUDGED: Final = 0.6
-"""The share of the time, at its end, that is judged."""
+BYTES_A_TASK: Final = 1500
+"""What must be free on the disk: 550 stay, and the log and the churn come on top."""
 
-_CONNECTIONS: Final = """
-SELECT application_name, count(*) FROM pg_stat_activity WHERE application_name LIKE 'scheduler-%' GROUP BY 1
-"""
-
-HEADERS: Final = ("What", "Median", "Most", "Rise", "Allowed", "")
-"""Of the rows that `Trend.cells` makes."""
-
-Sample = Mapping[str, float]
-
-
-class Samples:
-    """Samples of processes and servers, taken in a thread from entering the block until leaving it.
-
-    Args:
-        pids: Process ids by the name of the part.
-        postgres_url: Whose connections are counted, by application name.
-        redis_url: Whose clients are counted, by name.
-        every_s: Seconds from one sample to the next.
-        see: Told each sample and its second.
-    """
-
-    def __init__(
-        self,
-        pids: Mapping[str, int],
-        *,
-        postgres_url: str,
-        redis_url: str,
-        every_s: float,
-        see: Callable[[float, Sample], None] = lambda _s, _sample: None,
-    ) -> None:
-        self._pids = dict(pids)
-        self._postgres_url = postgres_url
-        self._redis_url = redis_url
-        self._every_s = every_s
-        self._see = see
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._take, name="samples")
-        self._error: Exception | None = None
-        self.times: list[float] = []
-        self.samples: list[Sample] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def _take(self) -> None:
-        began = time.monotonic()
-        try:
-            with (
-                psycopg.connect(self._postgres_url, autocommit=True) as rows,
-                index.connected(self._redis_url) as client,
-            ):
-                while not self._stopping.wait(self._every_s):
-                    self.times.append(time.monotonic() - began)
-                    self.samples.append(sample(self._pids, rows, client))
-                    self._see(self.times[-1], self.samples[-1])
-        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits for the end
-            self._error = error
-
-    def judge(self) -> list[Trend]:
-        """Every series, and whether it is flat."""
-        return judge(self.times, self.samples)
-
-
-def sample(pids: Mapping[str, int], rows: psycopg.Connection[Any], client: redis.Redis) -> dict[str, float]:
-    """What everything holds now: memory in bytes, all else in numbers."""
-    found: dict[str, float] = {}
-    for part, pid in pids.items():
-        held = vitals(pid)
-        found |= {f"{part} memory": held.rss, f"{part} descriptors": held.descriptors}
-        found[f"{part} threads"] = held.threads
-    for name, n in rows.execute(_CONNECTIONS).fetchall():
-        found[f"Postgres connections of {name}"] = n
-    clients: dict[str, float] = defaultdict(float)
-    for each in client.client_list():
-        if each["name"].startswith("scheduler-"):
-            clients[f"Redis clients of {each['name']}"] += 1
-    return found | clients
+_LOOPBACK: Final = {"HTTP_ADDR": "127.0.0.1:0", "METRICS_ADDR": "127.0.0.1:0", "LOG_LEVEL": "warning"}
+_RATIOS: Final = {
+    "tasks": {
+        "enqueue": "tasks enqueued, 100 a request",
+        "drain": "noops drained by a fleet of 3 × 12",
+        "claim": "rows claimed a second of Postgres' time",
+        "settle": "rows settled a second of Postgres' time",
+    },
+    "passes": {"reconcile": "passes of reconcile a second of Postgres' time"},
+    "pages": {
+        "newest": "the newest page of tasks",
+        "older": "a page in the middle of all tasks",
+        "open": "a page of open tasks",
+        "lookup": "look-ups of one task",
+        "runs": "look-ups of a task's runs",
+    },
+}
+_SLICES: Final = 4
+LIMITS: Final = (
+    *(
+        Limit(name, "growth", what, "/s", f"{arm}.full.{name}", f"{arm}.small.{name}", must=0.85, aim=0.95)
+        for arm, measures in _RATIOS.items()
+        for name, what in measures.items()
+    ),
+    Limit("dead", "growth", "a page of dead tasks, which no index finds by status", "/s", "pages.full.dead"),
+    Limit("rebuild", "growth", "Redis rebuilt from all open rows", "s", "index.rebuild", "", 15, 8, True),
+    Limit("compare", "growth", "all open rows compared, nothing wrong", "s", "index.compare"),
+    Limit("idle", "growth", "CPU of an idle worker, of a core", "%", "idle.worker", "", 2, 0.5, True),
+    Limit("idle-servers", "growth", "CPU of both servers meanwhile", "%", "idle.servers"),
+)
+CHURN_LIMITS: Final = (
+    Limit("churn", "growth", "tasks that came and went", "/s", "churn.rate"),
+    Limit("dead-rows", "growth", "dead rows at most, of all rows", "%", "churn.dead", "", 20, 10, True),
+    Limit("vacuums", "growth", "runs of autovacuum on `tasks`", "", "churn.vacuums", "", 1),
+    Limit("dead-growth", "growth", "their peak, late to early", "×", "churn.dead_growth", "", 1.5, 1.2, True),
+    Limit(
+        "open-index",
+        "growth",
+        "peak size of `tasks_open`, late to early",
+        "×",
+        "churn.open",
+        "",
+        1.5,
+        1.2,
+        True,
+    ),
+    Limit("key-index", "growth", "`tasks_pkey` a row, late to early", "×", "churn.key", "", 1.5, 1.2, True),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
-    """One series: its level, the rise of its line over the judged part, and the most that is allowed."""
+class Size:
+    """How much is measured: tasks, requests, rounds, and how long."""
 
-    name: str
-    level: float
-    highest: float
-    rise: float
-    allowed: float
+    finished: int = 10_000_000
+    open_: int = 1_000_000
+    dead: int = 8_000
+    small_open: int = 50_000
+    noops: int = 20_000
+    requests: int = 400
+    rounds: int = 5
+    idle_s: float = 10.0
+    minutes: float = 5.0
 
-    @property
-    def flat(self) -> bool:
-        """Whether it does not grow."""
-        return self.rise <= self.allowed
 
-    def cells(self) -> tuple[str, str, str, str, str, str]:
-        """A row under HEADERS."""
-        level, highest, rise, allowed = (
-            _shown(self.name, value) for value in (self.level, self.highest, self.rise, self.allowed)
+QUICK: Final = Size(20_000, 5_000, 400, 1_000, 1_000, 40, 1, 2.0, 0.1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `growth` to `parser`."""
+    parser.add_argument("--finished", type=int, help="tasks that have ended (10000000)")
+    parser.add_argument("--open", type=int, dest="open_", help="tasks that wait (1000000)")
+    parser.add_argument("--rounds", type=int, help="rounds in which both sizes are measured (5)")
+    parser.add_argument("--minutes", type=float, help="how long the churn lasts (5)")
+    parser.add_argument("--quick", action="store_true", help="so little that it only shows that all works")
+    parser.add_argument("--seed", type=int, default=1, help="draws the order within each round (1)")
+    parser.add_argument("--out", type=Path, help="write a record here")
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 if every bound that must be kept is kept, 1 if not; always 0 with --quick, which judges nothing."""
+    given = {name: getattr(args, name) for name in ("finished", "open_", "rounds", "minutes")}
+    size = replace(QUICK if args.quick else Size(), **{n: v for n, v in given.items() if v is not None})
+    began = time.monotonic()
+    rows = measure(size, args.seed)
+    minutes = (time.monotonic() - began) / 60
+    print(f"\n{size.finished:,} finished and {size.open_:,} open tasks against {size.dead:,} and")
+    print(f"{size.small_open:,}; {minutes:.0f} minutes in all\n")
+    print(markdown(rows))
+    if args.quick:
+        print("\nso few rows and so little time are judged by no bound")
+    if args.out is not None:
+        command = ["bench growth", f"--finished {size.finished} --open {size.open_} --rounds {size.rounds}"]
+        command += [f"--minutes {size.minutes:g}", *(["--quick"] if args.quick else [])]
+        result = {"minutes": round(minutes, 1), "rows": [row.data() for row in rows]}
+        record.write(args.out, record.make(command, result))
+    return int(not args.quick and any(row.verdict == MUST_MISSED for row in rows))
+
+
+def measure(size: Size, seed: int) -> list[Row]:
+    """Fill both systems and measure everything."""
+    with _sides(size) as (full, small):
+        with told("filling") as tell:
+            fill(full.url, finished=size.finished, open_=size.open_, dead=size.dead, tell=tell)
+            fill(small.url, finished=size.dead, open_=size.small_open, dead=size.dead, tell=tell)
+        for side in (full, small):
+            side.reconcile()
+            side.passed(size.noops)  # a warm-up, not counted
+        rounds = measured(_arms(full, small, size, seed), size.rounds, seed, title="growth")
+        return [*_rows(LIMITS, rounds), *_rows(CHURN_LIMITS, [churn(full, size.minutes)])]
+
+
+def _rows(limits: Sequence[Limit], rounds: Sequence[Round]) -> list[Row]:
+    return [Row.of(limit, rounds) for limit in limits]
+
+
+def _arms(full: Side, small: Side, size: Size, seed: int) -> Arms:
+    """What a round measures; where both sides are compared, one right after the other."""
+    sides = {"full": full, "small": small}
+    rng = random.Random(seed)
+
+    def pair(measure: Callable[[Side], Mapping[str, float]]) -> dict[str, float]:
+        found = {name: measure(sides[name]) for name in rng.sample(sorted(sides), 2)}
+        return {f"{name}.{key}": value for name, measures in found.items() for key, value in measures.items()}
+
+    def pages() -> dict[str, float]:
+        paths = {name: side.paths(size.requests) for name, side in sides.items()}
+        taken: dict[str, float] = defaultdict(float)
+        for kind in paths["full"]:
+            for part in range(_SLICES):
+                for name in rng.sample(sorted(sides), 2):
+                    taken[f"{name}.{kind}"] += sides[name].answered(paths[name][kind][part::_SLICES])
+        return {name: size.requests / seconds for name, seconds in taken.items()}
+
+    return {
+        "tasks": lambda: pair(lambda side: side.passed(size.noops)),
+        "pages": pages,
+        "passes": lambda: pair(lambda side: side.passes(size.idle_s / 2)),
+        "idle": lambda: full.idle(size.idle_s),
+        "index": lambda: {"rebuild": full.rebuild(size.open_), "compare": full.reconcile()},
+    }
+
+
+@contextmanager
+def _sides(size: Size) -> Iterator[tuple[Side, Side]]:
+    """The full and the small system, on one Postgres and a Redis each."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scheduler-growth-")))
+        folder.chmod(0o711)
+        _check_room(folder, size)
+        # The log of minutes fits, so that checkpoints come by time, as on a server that was set up with care.
+        settings = meter.SETTINGS | {"max_wal_size": "8GB"}
+        postgres = stack.enter_context(Postgres(folder / "postgres", settings=settings))
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE small")
+        sides = []
+        for name in ("app", "small"):
+            redis = stack.enter_context(Redis(folder / f"redis-{name}"))
+            url = postgres.url.replace("/app?", f"/{name}?")
+            own = {"POSTGRES_URL": url, "REDIS_ADDR": redis.url} | _LOOPBACK
+            sides.append(Side(stack.enter_context(system(own, say=print)), postgres, redis, name))
+        yield sides[0], sides[1]
+
+
+def _check_room(folder: Path, size: Size) -> None:
+    needed = BYTES_A_TASK * (size.finished + size.open_)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StartError(
+            f"{folder} has {free / 2**30:.0f} GiB free and {needed / 2**30:.0f} are needed:"
+            " set TMPDIR, or choose a smaller --finished"
         )
-        return self.name, level, highest, rise, allowed, "flat" if self.flat else "GROWS"
-
-
-def judge(times: Sequence[float], samples: Sequence[Sample]) -> list[Trend]:
-    """The trend of every series; a series that is not in a sample is 0 there.
-
-    Raises:
-        ValueError: fewer than two samples are in the part that is judged.
-    """
-    start = times[-1] * (1 - JUDGED) if times else 0.0
-    first = next((i for i, t in enumerate(times) if t >= start), 0)
-    judged = times[first:]
-    names = dict.fromkeys(name for each in samples for name in each)
-    trends = []
-    for name in names:
-        values = [each.get(name, 0.0) for each in samples]
-        part = values[first:]
-        seconds = judged[-1] - judged[0] if judged else 0.0
-        level = spread(part).median
-        rise = slope(judged, part) * seconds
-        trends.append(Trend(name, level, max(values), rise, _allowed(name, level, seconds)))
-    return trends
-
-
-def _allowed(name: str, level: float, seconds: float) -> float:
-    if name.endswith("memory"):
-        return min(5 * MIB, max(1 * MIB, 0.02 * level * seconds / 600))
-    return max(3.0, level / 10)
-
-
-def _shown(name: str, value: float) -> str:
-    return f"{value / MIB:.2f} MiB" if name.endswith("memory") else f"{value:.1f}"

@@ -19,17 +19,16 @@ Postgres must preload pg_stat_statements, which `SETTINGS` asks for, and the URL
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, cast
 
 import psycopg
 import redis
 from psycopg.conninfo import conninfo_to_dict
+
+from bench.vitals import cpu_s
 
 SETTINGS: Final = {"shared_preload_libraries": "pg_stat_statements"}
 """What Postgres must be started with."""
@@ -43,10 +42,6 @@ SELECT
 """
 _UNASKED: Final = ("hello", "select", "auth", "quit", "info", "client|")
 """Commands of a connection's beginning and end, and the meter's own."""
-
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
-_PPID, _UTIME, _STIME, _CUTIME, _CSTIME = 1, 11, 12, 13, 14
-"""Fields of /proc/PID/stat behind the command's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,25 +110,3 @@ class Meter:
     ) -> None:
         self._postgres.close()
         self._redis.close()
-
-
-def cpu_s(pids: Collection[int]) -> float:
-    """Seconds of CPU that these processes and all below them have used, also those that have ended since."""
-    stats = {int(path.name): found for path in Path("/proc").glob("[0-9]*") if (found := _stat(path))}
-    below = defaultdict(list)
-    for pid, fields in stats.items():
-        below[int(fields[_PPID])].append(pid)
-    used, line = 0, list(set(pids))
-    while line:
-        pid = line.pop()
-        if pid in stats:
-            used += sum(int(stats[pid][field]) for field in (_UTIME, _STIME, _CUTIME, _CSTIME))
-            line += below[pid]
-    return used * _TICK_S
-
-
-def _stat(process: Path) -> list[str]:
-    try:
-        return (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []

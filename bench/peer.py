@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from bench.meter import cpu_s
 from bench.stats import middle_rate
+from bench.vitals import cpu_s
 from scheduler.errors import StartError
 
 APPS: Final = Path(__file__).with_name("peer_apps")

@@ -21,7 +21,6 @@ import psycopg
 from bench import peer, record
 from bench.burst import drain, metrics, send
 from bench.known_peers import Dramatiq, PgQueuer
-from bench.meter import cpu_s
 from bench.parking import emptied
 from bench.peer import PLACE, WARM_UP, Peer, Setup
 from bench.progress import told
@@ -30,6 +29,7 @@ from bench.rounds import SETTINGS, SLOTS, Arm, Round, measured
 from bench.rows import MUST_MISSED, Limit, Row, markdown
 from bench.stats import middle_rate, spread
 from bench.system import System, system
+from bench.vitals import cpu_s
 from bench.workload import Mix, deck
 from bench.yardsticks import TABLES, pgbench
 from scheduler.embedded import Redis

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from bench import scenario, theory
@@ -18,12 +17,7 @@ _HEADERS = ("Type", "Tasks", "Succeed", "Dead", "Runs", "Failed", "Retries", "Lo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan` to `parser`."""
-    parser.add_argument(
-        "scenario",
-        type=Path,
-        metavar="SCENARIO.toml",
-        help=f"a file, or one of {', '.join(scenario.names())}",
-    )
+    scenario.add_argument(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 

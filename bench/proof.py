@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import figure, growth, record
+from bench import figure, leaks, record
 
 NOT_YET: Final = "not measured yet"
 COMMANDS: Final = {
@@ -62,7 +62,7 @@ class Proofs:
         if name == "reliability":
             return figure.HEADERS, [figure.cells(each) for each in result["figures"]]
         if name == "soak":
-            return growth.HEADERS, [_trend(each).cells() for each in result["trends"]]
+            return leaks.HEADERS, [_trend(each).cells() for each in result["trends"]]
         return ("Fault", "Planned", "Landed"), [
             (kind, str(n["planned"]), str(n["landed"])) for kind, n in result["faults"].items()
         ]
@@ -84,17 +84,17 @@ def _told(each: Mapping[str, Any]) -> str:
     return f"{median} ({told})" if told else median
 
 
-def _trend(each: Mapping[str, Any]) -> growth.Trend:
-    return growth.Trend(**{name: value for name, value in each.items() if name != "flat"})
+def _trend(each: Mapping[str, Any]) -> leaks.Trend:
+    return leaks.Trend(**{name: value for name, value in each.items() if name != "flat"})
 
 
 def _soak(result: Mapping[str, Any]) -> str:
     grown = [each["name"] for each in result["trends"] if not each["flat"]]
     grown += [] if result["redis"]["flat"] else ["Redis"]
-    most = max(each["rise"] for each in result["trends"] if each["name"].endswith("memory")) / growth.MIB
+    most = max(each["rise"] for each in result["trends"] if each["name"].endswith("memory")) / leaks.MIB
     words = "all flat" if result["holds"] else f"**failed**: {', '.join(grown) or 'see the record'}"
     return (
-        f"{words}; memory rose by {most:.2f} MiB at most in {result['minutes'] * growth.JUDGED:g} of"
+        f"{words}; memory rose by {most:.2f} MiB at most in {result['minutes'] * leaks.JUDGED:g} of"
         f" {result['minutes']:g} minutes at {result['rate']:,.0f} tasks/s"
     )
 

@@ -30,12 +30,12 @@ from typing import Final
 from bench import load, yardsticks
 from bench.burst import drain, metrics, send
 from bench.hammer import Answers, Request, hammer
-from bench.meter import cpu_s
 from bench.parking import emptied, noops, parked
 from bench.progress import told
 from bench.rounds import Arms, Size
 from bench.stand import Stand
 from bench.system import Member, System
+from bench.vitals import cpu_s
 from bench.workload import Mix, deck
 from scheduler.errors import StartError
 

@@ -31,6 +31,7 @@ A file that says anything else is refused in one line.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import tomllib
@@ -284,6 +285,13 @@ def parse(table: Mapping[str, Any], where: str, name: str) -> Scenario:
     if "load" in parts:
         parts["load"] = _load(parts["load"], f"{where}: load")
     return schema.read(Scenario, parts, f"{where}:")
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument `scenario` to `parser`."""
+    parser.add_argument(
+        "scenario", type=Path, metavar="SCENARIO.toml", help=f"a file, or one of {', '.join(names())}"
+    )
 
 
 def names() -> list[str]:

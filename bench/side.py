@@ -19,9 +19,9 @@ from bench import load
 from bench.burst import Stalled, ended_by, metrics
 from bench.http import Connection, Origin
 from bench.index import connected
-from bench.meter import cpu_s
 from bench.rates import frozen
 from bench.system import Member, System
+from bench.vitals import cpu_s
 from bench.workload import Mix, deck
 from scheduler.embedded import Postgres, Redis
 from scheduler.errors import StartError

@@ -29,12 +29,7 @@ _PERCENT: Final = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `simulate` to `parser`."""
-    parser.add_argument(
-        "scenario",
-        type=Path,
-        metavar="SCENARIO.toml",
-        help=f"a file, or one of {', '.join(scenario.names())}",
-    )
+    scenario.add_argument(parser)
     parser.add_argument("--costs", type=Path, help="a JSON file of costs (see bench/costs.py)")
     parser.add_argument("--out", type=Path, help="write a record here")
     parser.add_argument("--runs", type=Path, help="write the runs of the first repeat here, as CSV")

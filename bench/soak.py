@@ -25,7 +25,7 @@ from bench import index, load, record
 from bench.audit import Verdict, audit
 from bench.burst import Stalled, open_tasks
 from bench.figure import lined_up
-from bench.growth import HEADERS, MIB, Sample, Samples, Trend
+from bench.leaks import HEADERS, MIB, Sample, Samples, Trend
 from bench.receipts import LoadResult
 from bench.system import OWN_SERVERS, System, system
 from bench.vitals import there

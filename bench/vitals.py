@@ -1,7 +1,10 @@
-"""Vitals: what processes hold at a moment, as Linux tells it in /proc."""
+"""Vitals: what processes hold and what CPU they have used, as Linux tells it in /proc."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +12,9 @@ from typing import Final
 from scheduler.errors import StartError
 
 _PROC: Final = Path("/proc")
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+_PPID, _UTIME, _STIME, _CUTIME, _CSTIME = 1, 11, 12, 13, 14
+"""Fields of /proc/PID/stat behind the command's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +49,37 @@ def vitals(pid: int) -> Vitals:
         raise StartError(f"process {pid} cannot be looked at in /proc: has it ended?") from None
 
 
-def below(pid: int) -> list[int]:
-    """Every process that `pid` has started, and what those have started."""
-    parents: dict[int, list[int]] = {}
-    for folder in _PROC.glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has just ended
-        parents.setdefault(parent, []).append(int(folder.name))
-    found, line = [], [pid]
+def below(*pids: int) -> list[int]:
+    """Every process that one of `pids` has started, and what those have started."""
+    return _below(pids, _stats())
+
+
+def cpu_s(pids: Collection[int]) -> float:
+    """Seconds of CPU that these processes and all below them have used, also those that have ended since."""
+    stats = _stats()
+    counted = {*pids, *_below(pids, stats)} & stats.keys()
+    used = sum(int(stats[pid][field]) for pid in counted for field in (_UTIME, _STIME, _CUTIME, _CSTIME))
+    return used * _TICK_S
+
+
+def _below(pids: Collection[int], stats: Mapping[int, Sequence[str]]) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid, fields in stats.items():
+        children.setdefault(int(fields[_PPID]), []).append(pid)
+    found: list[int] = []
+    line = list(pids)
     while line:
-        children = parents.get(line.pop(), [])
-        found += children
-        line += children
+        started = children.get(line.pop(), [])
+        found += started
+        line += started
+    return found
+
+
+def _stats() -> dict[int, list[str]]:
+    """What /proc/PID/stat holds of every process."""
+    found = {}
+    for folder in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            found[int(folder.name)] = text.rpartition(")")[2].split()
     return found

@@ -58,13 +58,13 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Acting": "system stand proxy arena faults http hammer delivery load burst parking traffic trial"
         " recovery strain filling side churn",
         "Observing": "scrape meter vitals sampling receipts ledger journal index watch checks audit drift"
-        " agreement growth observation",
+        " agreement leaks observation",
         "Telling": "record figure proof report plots progress",
         "Predicting": "theory costs job history summary measured agenda worker twin",
         "Measuring": "stats rows aims rounds company noop_api yardsticks rates latency occupancy"
         " footprint startup crowd peer_apps.dramatiq_app peer_apps.pgqueuer_app peer known_peers",
         "Commands": "demo load_cli plan simulate calibrate audit_cli chaos reliability soak limits ratios"
-        " peers cost volume notebooks cli",
+        " peers cost growth notebooks cli",
     },
 }
 """Every module of a package by group, each group using the ones before it: the layers in pyproject.toml."""

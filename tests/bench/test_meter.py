@@ -10,7 +10,8 @@ import pytest
 
 from bench.cli import main
 from bench.cost import changes
-from bench.meter import Tally, cpu_s
+from bench.meter import Tally
+from bench.vitals import cpu_s
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 PARENT = f"import subprocess as s, sys\ns.run([sys.executable, '-c', {BURN!r}])\nprint(flush=True)\ninput()"

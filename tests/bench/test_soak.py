@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.growth import MIB, judge
+from bench.leaks import MIB, judge
 from bench.record import read
 from bench.vitals import below, vitals
 from scheduler.errors import StartError

@@ -9,7 +9,7 @@ import pytest
 
 from bench import record
 from bench.figure import Figure
-from bench.growth import MIB, Trend
+from bench.leaks import MIB, Trend
 from bench.proof import Proofs
 from docs import generate
 from docs.generate import RECORDS, RELIABILITY, ROOT, promises, proven
