@@ -41,7 +41,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "scheduler": {
         "Words": "errors clock lifecycle model backoff fairness",
         "Instruments": "log config metrics failpoints loop handlers held table",
-        "Storage": "keys shard queue connections migrate store",
+        "Storage": "keys shard queue arrays connections migrate store",
         "Flow": "enqueue lease run settle",
         "Loops": "heartbeat pump reaper reconcile sampler housekeeping",
         "Desk": "dlq cancel",

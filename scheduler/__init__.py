@@ -19,7 +19,7 @@ Where things are. A line imports from itself and the lines above it, and the flo
 
     words        errors  clock  lifecycle  model  backoff  fairness
     instruments  log  config  metrics  failpoints  loop  handlers  held  table
-    storage      keys  shard  lua/  queue (Redis) · connections  sql/  migrate  store (Postgres)
+    storage      keys  shard  lua/  queue (Redis) · arrays  connections  sql/  migrate  store (Postgres)
     flow         enqueue  lease  run  settle
     loops        heartbeat  pump  reaper  reconcile  sampler  housekeeping
     desk         dlq  cancel

@@ -12,9 +12,10 @@ import pytest
 from fix_store import TOKEN, WORKER, Database, lease_of, open_store
 from waiting import eventually
 
+from scheduler.arrays import words
 from scheduler.connections import _PLANNER
 from scheduler.model import Settlement
-from scheduler.store import FIRST_ID, statement, words
+from scheduler.store import FIRST_ID, statement
 
 ROWS = 20_000
 FINISHED = 15_000

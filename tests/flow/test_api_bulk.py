@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 from fix_api import rows
 
+from scheduler.api import submissions
 from scheduler.api.views import BulkResults
 
 
@@ -101,3 +103,19 @@ async def test_one_key_for_many_tasks_is_refused(api, settings):
     )
     assert answer.status_code == 422
     assert rows(settings) == 0
+
+
+async def test_others_get_their_turns_while_a_large_request_is_checked(backend):
+    """Else every small request would wait for the whole of it."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await submissions._new_tasks([{"type": "noop"}] * 1000, backend)
+    counting.cancel()
+    assert turns >= 10

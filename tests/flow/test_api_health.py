@@ -126,6 +126,9 @@ async def test_more_than_may_wait_is_refused_at_once(make_settings, postgres_url
             answer = refused.result()
             assert answer.json()["type"] == "urn:scheduler:problem:overloaded"
             assert answer.headers["retry-after"] == "1"
+        for path in ("/v1/tasks", "/v1/tasks/bulk"):  # before anybody reads what it says
+            answer = await api.post(path, content=b"{", headers={"Content-Type": "application/json"})
+            assert answer.status_code == 503
         slow.heal()
         assert [(await post).status_code for post in waiting] == [201, 201]
     assert rows(settings) == 3
