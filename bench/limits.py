@@ -11,7 +11,6 @@ is generated from the one under docs/records/.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -62,10 +61,21 @@ def main(args: argparse.Namespace) -> int:
     with Company() as company:
         rows, rounds = measure(limits, size, args.seed)
     found = result(rows, company, time.monotonic() - began) | {"rounds": rounds}
-    made = record.make(["bench", *sys.argv[1:]], found)
+    made = record.make(_command(args), found)
     record.write(args.out, made)
     print(f"\n{markdown(rows)}\n\n{told(made)}")
     return verdict(rows)
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """What a reader types to make the record again."""
+    given = {"rounds": args.rounds, "tasks": args.tasks, "seed": args.seed}
+    return [
+        "bench limits",
+        *(["--quick"] if args.quick else []),
+        *(f"--only {name}" for name in args.only or ()),
+        *(f"--{option} {value}" for option, value in given.items() if value is not None),
+    ]
 
 
 def chosen(names: Sequence[str] | None, skips: Collection[str] = ()) -> dict[str, tuple[Limit, ...]]:

@@ -81,7 +81,7 @@ def test_the_record_makes_the_same_table(monkeypatch, tmp_path, capsys):
         ([6.0, 6.0], MUST_MISSED),
     ]
     assert made["result"]["rounds"] == {"t": [{"a.rate": 11.0, "a.ms": 6.0}] * 2}
-    assert "`bench " in limits.told(made)
+    assert limits.told(made).startswith("`bench limits --rounds 2 --seed 1`, ")
 
 
 # --- which rows, and in which order ---
