@@ -11,6 +11,7 @@ is generated from the one under docs/records/.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
