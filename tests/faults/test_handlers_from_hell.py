@@ -56,7 +56,9 @@ class Hell:
         self.site.drained()
         self.site.prove(ids)
         assert self.site.system.query(
-            "SELECT status, sum(failures), count(*) FROM tasks WHERE type = 'innocent' GROUP BY status"
+            "SELECT status, sum(failures), count(*) FROM tasks"
+            " WHERE type = 'innocent' AND id = ANY (%(ids)s::uuid[]) GROUP BY status",
+            {"ids": ids},
         ) == [("succeeded", 0, innocents)]
         rows = self.site.system.query(
             "SELECT type, status, dead_reason, failures, losses, last_error,"
@@ -85,15 +87,17 @@ def hell(site, start) -> Hell:
 
 def test_what_a_handler_raises_is_the_failure_of_its_task_alone(hell):
     """And one that blocks its worker for longer than its lease keeps it: the heartbeat has its own thread."""
-    odd = [{"type": "hangs", "timeout_ms": 300}, {"type": "blocks", "payload": {"s": 3}}]
-    found = hell.run([{"type": name} for name in [*FAILURES, *SUCCESSES]] + odd)
+    # Apart from the others: the hog leaves no memory for ten megabytes of text, and what is to be timed out
+    # while its worker is blocked is taken for something that cannot be ended.
+    apart = [{"type": "hogs_memory"}, {"type": "blocks", "payload": {"s": 3}}]
+    names = [*(FAILURES.keys() - {"hogs_memory"}), *SUCCESSES]
+    found = hell.run([*({"type": name} for name in sorted(names)), {"type": "hangs", "timeout_ms": 300}])
+    found |= hell.run(apart)
     for name, text in FAILURES.items():
         task = found[name]
         assert (task["status"], task["dead_reason"]) == ("dead", "failed"), task
         assert [o for o in task["outcomes"] if o != "released"] == ["failed", "failed"], task
-        # Beside the hog there may be no memory for ten megabytes of text.
-        texts = (text, "MemoryError: ") if name == "says_ten_megabytes" else (text,)
-        assert task["last_error"].startswith(texts), task
+        assert task["last_error"].startswith(text), task
         assert len(task["last_error"]) < 2200
     for name in SUCCESSES:
         assert (found[name]["status"], found[name]["outcomes"][-1]) == ("succeeded", "succeeded")
