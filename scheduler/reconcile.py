@@ -150,23 +150,31 @@ class Reconciler:
 
     async def _compare(self, shard: Shard, rows: Sequence[OpenRow], *, older: bool) -> None:
         known = await shard.known([row.id for row in rows])
-        push: list[tuple[str, Priority, int]] = []
-        adopt: list[tuple[str, Priority, str, int]] = []
-        nudge: list[tuple[str, Priority]] = []
-        for row in await self._missing([r for r, token in zip(rows, known, strict=True) if token is None]):
-            if row.status == "running":
-                adopt.append((row.id, row.priority, row.token, max(row.lease_ms, 0)))
-            else:
-                push.append((row.id, row.priority, max(row.due_in_ms, 0)))
-        for row, token in zip(rows, known, strict=True):
-            if token is not None and self._overdue(row, older=older):
-                nudge.append((row.id, row.priority))
+        missing = await self._missing([r for r, token in zip(rows, known, strict=True) if token is None])
+        running = [row for row in missing if row.status == "running"]
+        push = [(r.id, r.priority, max(r.due_in_ms, 0)) for r in missing if r.status != "running"]
+        late = [
+            row
+            for row, token in zip(rows, known, strict=True)
+            if token is not None and self._overdue(row, older=older)
+        ]
         if push:
             self._repaired("pushed", await failpoints.through("reconcile.push", shard.push(push)))
-        if adopt:
-            self._repaired("adopted", await failpoints.through("reconcile.adopt", shard.adopt(adopt)))
-        if nudge:
-            self._repaired("nudged", await shard.nudge(nudge))
+        if running:
+            late += await self._adopt(shard, running)
+        if late:
+            self._repaired("nudged", await shard.nudge([(row.id, row.priority) for row in late]))
+
+    async def _adopt(self, shard: Shard, rows: Sequence[OpenRow]) -> list[OpenRow]:
+        """Put running tasks under their leases; those that have gone on since the page was read.
+
+        Their settle found nothing in Redis to acknowledge, and what has been adopted now would stay until the
+        lease's end: the reaper should look at it at once.
+        """
+        entries = [(row.id, row.priority, row.token, max(row.lease_ms, 0)) for row in rows]
+        self._repaired("adopted", await failpoints.through("reconcile.adopt", shard.adopt(entries)))
+        still = {row.id for row in await self._store.unchanged(rows)}
+        return [row for row in rows if row.id not in still]
 
     async def _missing(self, rows: Sequence[OpenRow]) -> Sequence[OpenRow]:
         """Rows that Redis lacks, without those that only seemed so because they moved on between two looks.

@@ -144,15 +144,20 @@ async def crash(api: Part, crowd: Crowd, answered: int) -> None:
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
 async def test_a_key_survives_the_api_that_took_it(town, rounds):
-    """In each round an API is killed early in the rush, while all of its other clients wait for an answer."""
+    """In each round an API is killed early in the rush, while other clients of it wait for an answer.
+
+    An API that has answered all of its clients before the kill proves nothing: most rounds must do better.
+    """
     rng = random.Random(rounds)
+    broken = 0
     for number in range(rounds):
         crowd, key = Crowd(), f"{rounds} rounds, {number}"
         async with asyncio.TaskGroup() as group:
             group.create_task(crowd.send(spellings(key, CROWD), town.apis))
             group.create_task(crash(rng.choice(town.apis), crowd, rng.choice((0, 1, 10, 60))))
-        assert crowd.broken > 0
+        broken += crowd.broken > 0
         assert crowd.statuses.total() == CROWD
         assert set(crowd.statuses) <= {200, 201}
         assert crowd.statuses[201] <= 1  # none, if it was the first one's answer that was lost
         await check(town, key, crowd.ids)
+    assert broken > rounds / 2

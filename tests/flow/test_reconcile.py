@@ -176,6 +176,25 @@ async def test_the_second_look_does_not_push_what_was_settled_meanwhile(flow: Fl
     await flow.agree()
 
 
+async def test_a_run_that_ends_while_all_rows_are_compared_is_not_held_until_its_leases_end(flow: Flow):
+    ended, failed, runs = [await flow.enqueue() for _ in range(3)]
+    leases = await flow.lease()
+    reconciler = flow.reconciler()
+    await reconciler.reconcile()
+    rows = await flow.store.open_page(FIRST_ID, 100)
+    await flow.client.flushall()
+    await flow.settle(leases[0])
+    await flow.settle(leases[1], kind="failed")
+    reconciler._found.clear()
+    reconciler._second_look = False
+    await reconciler._compare(flow.shard, rows, older=False)
+    assert reconciler._found == {"adopted": 3, "nudged": 2}
+    await flow.reaper().step()
+    places = [await flow.place(id_) for id_ in (ended, failed, runs)]
+    assert places == [None, "retry:default", "leases"]
+    assert flow.db.outcomes(runs) == []
+
+
 @pytest.mark.parametrize("kind", ["live", "leases", "q", "retry"])
 async def test_an_evicted_key_is_noticed_and_all_is_rebuilt(flow: Flow, kind: str):
     ready = [await flow.enqueue() for _ in range(3)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -200,6 +201,61 @@ async def test_many_outcomes_are_settled_in_batches(make_flow: MakeFlow):
     await flow.agree()
 
 
+class Gate:
+    """A store whose settles wait until they are let through; `sizes` has the outcomes of each."""
+
+    def __init__(self, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.open = asyncio.Event()
+        self.add: Callable[[Settlement], None]
+        self._settle = flow.store.settle
+        monkeypatch.setattr(flow.store, "settle", self)
+
+    async def __call__(self, settlements, *, worker):
+        self.sizes.append(len(settlements))
+        await self.open.wait()
+        return await self._settle(settlements, worker=worker)
+
+    @asynccontextmanager
+    async def behind(self, flow: Flow, n: int) -> AsyncIterator[list[Settlement]]:
+        """A settler with one outcome on its way; `n` more, to be added, after which the gate opens."""
+        for _ in range(1 + n):
+            await flow.enqueue()
+        first, *rest = [decide(x, Result("succeeded"), None, flow.settings) for x in await flow.lease()]
+        settler = flow.settler()
+        settler.start()
+        settler.add(first)
+        await eventually(lambda: self.sizes == [1])
+        self.add = settler.add
+        yield rest
+        self.open.set()
+        await settler.stop()
+        await flow.agree()
+
+
+async def test_a_few_outcomes_wait_for_the_batch_before_them(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scheduler.settle._YOUNG_S", 60.0)
+    gate = Gate(flow, monkeypatch)
+    async with gate.behind(flow, 5) as rest:
+        for settlement in rest:  # one after the other, and a flusher is free
+            gate.add(settlement)
+            await asyncio.sleep(0.01)
+    assert gate.sizes == [1, 5]
+
+
+@pytest.mark.parametrize(("young_s", "small"), [(0.02, 100), (60.0, 5)], ids=["stuck", "many"])
+async def test_outcomes_do_not_wait_for_a_batch_that_is_stuck_nor_once_they_are_many(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, young_s: float, small: int
+):
+    monkeypatch.setattr("scheduler.settle._YOUNG_S", young_s)
+    monkeypatch.setattr("scheduler.settle._SMALL", small)
+    gate = Gate(flow, monkeypatch)
+    async with gate.behind(flow, 5) as rest:
+        for settlement in rest:
+            gate.add(settlement)
+        await eventually(lambda: gate.sizes == [1, 5])
+
+
 @pytest.mark.parametrize("poisoned", [0, 3, 6])
 async def test_a_poisoned_error_is_settled_without_its_text_and_its_neighbours_with_theirs(
     flow: Flow, poisoned: int
@@ -359,4 +415,5 @@ async def test_every_settlement_has_one_destination(flow: Flow):
         ("interrupted", "head"),
     ):
         moved = move(decide(lease, Result(kind), None, flow.settings))
-        assert (moved.id, moved.token, moved.where, moved.priority) == (lease.id, lease.token, place, "low")
+        assert (moved.id, moved.token, moved.where) == (lease.id, lease.token, place)
+        assert moved.priority == ("low" if place != "gone" else "default")
