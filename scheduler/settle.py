@@ -104,7 +104,7 @@ class Settler:
         self._batch = settings.settle_batch_size
         self._line: deque[Settlement] = deque()
         self._in_hand: dict[int, Sequence[Settlement]] = {}
-        self._left_at = 0.0
+        self._left_at: dict[int, float] = {}
         self._unplaced: deque[tuple[str, Move]] = deque(maxlen=_MOST_UNPLACED)
         self._arrived = asyncio.Event()
         self._flushers: list[asyncio.Task[None]] = []
@@ -140,7 +140,8 @@ class Settler:
         while await self._more():
             batch = self._next_batch()
             self._in_hand[flusher] = batch
-            self._left_at = clock.monotonic()
+            if batch:
+                self._left_at[flusher] = clock.monotonic()
             try:
                 settled = await self._record(batch)
                 await self._place(settled)
@@ -148,6 +149,7 @@ class Settler:
                 self._log.error("settle failed", tasks=len(batch), exc_info=error)
             finally:
                 self._in_hand.pop(flusher, None)
+                self._left_at.pop(flusher, None)
                 self._arrived.set()
                 for settlement in batch:
                     self._held.drop(settlement.lease)
@@ -162,22 +164,23 @@ class Settler:
 
     async def _more(self) -> bool:
         """Wait for outcomes or, while Redis has not been told of some, for a while; False at the end."""
-        while not self._line or self._worth_waiting():
+        while not self._line or self._patience() > 0:
             if self._stopping:
                 return bool(self._line)
             self._arrived.clear()
-            patience = _YOUNG_S if self._line else _LONGEST_PAUSE_S if self._unplaced else None
+            idle = _LONGEST_PAUSE_S if self._unplaced else None
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(self._patience() if self._line else idle):
                     await self._arrived.wait()
             except TimeoutError:
                 break
         return True
 
-    def _worth_waiting(self) -> bool:
-        """Whether a batch is in hand that will be back soon: then what little waits goes together."""
-        young = clock.monotonic() - self._left_at < _YOUNG_S
-        return bool(self._in_hand) and young and len(self._line) < _SMALL
+    def _patience(self) -> float:
+        """For how many seconds more what waits had better wait for a batch that will be back soon."""
+        if not self._left_at or len(self._line) >= min(_SMALL, self._batch):
+            return 0.0
+        return max(self._left_at.values()) + _YOUNG_S - clock.monotonic()
 
     async def _record(self, batch: Sequence[Settlement]) -> list[Settlement]:
         """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go."""

@@ -243,17 +243,54 @@ async def test_a_few_outcomes_wait_for_the_batch_before_them(flow: Flow, monkeyp
     assert gate.sizes == [1, 5]
 
 
-@pytest.mark.parametrize(("young_s", "small"), [(0.02, 100), (60.0, 5)], ids=["stuck", "many"])
-async def test_outcomes_do_not_wait_for_a_batch_that_is_stuck_nor_once_they_are_many(
-    flow: Flow, monkeypatch: pytest.MonkeyPatch, young_s: float, small: int
+@pytest.mark.parametrize(("young_s", "batch"), [(0.0, 500), (60.0, 5)], ids=["stuck", "a full batch"])
+async def test_outcomes_do_not_wait_for_a_batch_that_is_stuck_nor_once_they_fill_one(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch, young_s: float, batch: int
 ):
     monkeypatch.setattr("scheduler.settle._YOUNG_S", young_s)
-    monkeypatch.setattr("scheduler.settle._SMALL", small)
+    flow = await make_flow(SETTLE_BATCH_SIZE=batch)
     gate = Gate(flow, monkeypatch)
     async with gate.behind(flow, 5) as rest:
         for settlement in rest:
             gate.add(settlement)
         await eventually(lambda: gate.sizes == [1, 5])
+
+
+async def test_what_comes_meanwhile_does_not_make_an_outcome_wait_longer(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler.settle._YOUNG_S", 1.0)
+    gate = Gate(flow, monkeypatch)
+    async with gate.behind(flow, 2) as rest:
+        gate.add(rest[0])
+        await asyncio.sleep(0.7)
+        gate.add(rest[1])
+        await eventually(lambda: gate.sizes == [1, 2], 0.7)
+
+
+async def test_outcomes_do_not_wait_for_a_flusher_that_only_tells_redis(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch, redis_url: str, proxy: Callable[[str], Proxy]
+):
+    monkeypatch.setattr("scheduler.settle._YOUNG_S", 60.0)
+    link = proxy(redis_url)
+    flow = await make_flow(REDIS_ADDR=link.url, STORE_TIMEOUT_MS=5000)
+    first, second = await leased(flow), await leased(flow)
+    settler = flow.settler()
+    settler.start()
+    link.stop()
+    settler.add(decide(first, Result("succeeded"), None, flow.settings))
+    await eventually(lambda: flow.held.all() == [second])
+    link.start()
+    link.swallow("down")
+    await eventually(
+        lambda: list(settler._in_hand.values()) == [[]]
+    )  # asked Redis again, and is not answered
+    settler.add(decide(second, Result("succeeded"), None, flow.settings))
+    await eventually(lambda: flow.status(second.id) == "succeeded", 3)
+    link.heal()
+    link.reset()
+    await settler.stop()
+    await flow.agree()
 
 
 @pytest.mark.parametrize("poisoned", [0, 3, 6])
