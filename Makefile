@@ -22,7 +22,7 @@ help: ## List the targets
 demo: $(USE) ## Show the whole system at work, with servers of its own (no Docker)
 	@$(BIN)/scheduler demo
 
-up: $(USE) ## Run Postgres, Valkey, the API and a worker until Ctrl-C (no Docker)
+up: $(USE) ## Run Postgres, Valkey, the API and three workers until Ctrl-C (no Docker)
 	@$(BIN)/scheduler up
 
 test: lint ## Check the style, then run the tests

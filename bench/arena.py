@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -25,7 +26,8 @@ from psycopg.rows import TupleRow
 from bench import journal
 from bench.proxy import Proxy
 from bench.stand import Part, Stand
-from bench.system import settings_of
+from bench.system import read_settings, settings_of
+from scheduler.config import Settings
 from scheduler.embedded import Postgres, Redis
 from scheduler.errors import StartError
 
@@ -53,7 +55,12 @@ SETTINGS: Final = {
     "METRICS_SAMPLE_MS": "1000",
 }
 
+FAST: Final = {"fsync": "off"}
+"""Nobody cuts the power here; a process that dies loses nothing that it gave to the system."""
+
 _KEEP_S: Final = 0.2
+_ANSWER_S: Final = 20.0
+"""How long an observer tries to ask a Postgres that is being harmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +73,36 @@ class Death:
 
 
 class Arena:
-    """The system and its keeper; entering it starts both.
+    """The system and its keeper; entering it starts both. It is one that `observation.py` can observe.
 
     Args:
         folder: Where the servers keep their data and the parts their logs.
         build: Variables with which the parts run another build: see `builds.py`.
+        settings: What the parts are started with.
+        apis: How many APIs; tasks are sent to the first one, which reaches the stores through the proxies.
+        workers: How many workers; the first one is behind the proxies, too.
+        postgres: Parameters of Postgres.
 
     Attributes:
         deaths: The processes that ended by themselves after they had been ready.
     """
 
-    def __init__(self, folder: Path, build: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        build: Mapping[str, str],
+        *,
+        settings: Mapping[str, str] = SETTINGS,
+        apis: int = 2,
+        workers: int = 3,
+        postgres: Mapping[str, str] = FAST,
+    ) -> None:
         self._stack = ExitStack()
         self._build = build
         self._folder = folder
-        # Nobody cuts the power here; a process that dies loses nothing that it gave to the system.
-        self.postgres = Postgres(folder / "postgres", settings={"fsync": "off"})
+        self._env = dict(settings)
+        self._numbers = apis, workers
+        self.postgres = Postgres(folder / "postgres", settings=postgres)
         self.redis = Redis(folder / "redis")
         self.deaths: list[Death] = []
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -104,14 +125,15 @@ class Arena:
     def _start(self, stack: ExitStack) -> None:
         direct = {"POSTGRES_URL": self.postgres.url, "REDIS_ADDR": self.redis.url}
         wired = {"POSTGRES_URL": self.postgres_wire.url, "REDIS_ADDR": self.redis_wire.url}
-        env = settings_of(os.environ, SETTINGS | direct) | dict(self._build)
+        env = settings_of(os.environ, self._env | direct) | dict(self._build)
         stand = stack.enter_context(Stand(env, self._folder))
         done = stand.command("migrate")
         if done.returncode != 0:
             raise StartError(f"the schema could not be made: {done.stderr.strip()}")
         journal.install(self.postgres.url)
-        self.apis = [stand.api("api-1", **wired), stand.api("api-2")]
-        self.workers = [stand.worker("worker-1", **wired), stand.worker("worker-2"), stand.worker("worker-3")]
+        apis, workers = self._numbers
+        self.apis = [stand.api(f"api-{i + 1}", **({} if i else wired)) for i in range(apis)]
+        self.workers = [stand.worker(f"worker-{i + 1}", **({} if i else wired)) for i in range(workers)]
         with ThreadPoolExecutor() as pool:
             for group in (self.workers[1:], [*self.apis, self.workers[0]]):  # whoever is first leads
                 list(pool.map(Part.start, group))
@@ -129,6 +151,41 @@ class Arena:
     def wires(self) -> list[Proxy]:
         """Both proxies."""
         return [self.postgres_wire, self.redis_wire]
+
+    @property
+    def fleet(self) -> list[Part]:
+        """The workers."""
+        return self.workers
+
+    @property
+    def host(self) -> str:
+        """Where tasks are sent: the first API."""
+        return self.apis[0].url
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Every metrics endpoint, since the last start of each part."""
+        return [part.metrics for part in self.parts]
+
+    @property
+    def settings(self) -> Settings:
+        """What the parts were started with."""
+        return read_settings(self._env)
+
+    @property
+    def lease_s(self) -> float:
+        """How long a lease lasts."""
+        return self.settings.vis_timeout_ms / 1000
+
+    @property
+    def postgres_url(self) -> str:
+        """The database, past the proxy."""
+        return self.postgres.url
+
+    @property
+    def redis_url(self) -> str:
+        """Redis, past the proxy."""
+        return self.redis.url
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -178,6 +235,26 @@ class Arena:
             part.start()
         except StartError:
             return  # a store is away, and the process has said so; the next look tries again
+
+    def query(self, sql: str, params: Mapping[str, object] | None = None) -> list[tuple[object, ...]]:
+        """The observer's own look: one statement, all rows; tried again while Postgres is away.
+
+        Raises:
+            psycopg.OperationalError: it is away for too long.
+        """
+        until = time.monotonic() + _ANSWER_S
+        while True:
+            try:
+                with self.connect() as connection:
+                    return connection.execute(sql.encode(), params).fetchall()
+            except psycopg.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_KEEP_S)
+
+    def now(self) -> datetime:
+        """The time by Postgres' clock."""
+        return cast(datetime, self.query("SELECT clock_timestamp()")[0][0])
 
     def connect(self) -> psycopg.Connection[TupleRow]:
         """The observer's own connection to Postgres, past the proxy."""

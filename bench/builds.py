@@ -1,13 +1,17 @@
-"""Broken builds: the product with one guard taken out, to prove that the tests would notice.
+"""Builds: the product as another commit has it, and broken ones, to prove that the tests would notice.
 
-A build is a copy of the package with one piece of its text replaced. A process runs it when it is started
-with the variables that `made` gives. A test that stays green on a broken build watches nothing.
+A broken build is a copy of the package with one piece of its text replaced: one guard taken out. A test that
+stays green on it watches nothing. A process runs a build when it is started with the variables that `made` or
+`committed` gives.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, StartError
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -122,6 +126,34 @@ def made(name: str) -> Iterator[dict[str, str]]:
                 " and it must be once; correct bench/builds.py"
             )
         file.write_text(text.replace(build.old, build.new), encoding="utf-8")
+        yield environment(folder)
+
+
+@contextmanager
+def committed(commit: str) -> Iterator[dict[str, str]]:
+    """Take the product out of a commit; the environment variables with which a process runs it.
+
+    Raises:
+        StartError: git does not know the commit, or this is no clone.
+    """
+    with tempfile.TemporaryDirectory(prefix="scheduler-build-") as folder:
+        command = [
+            "git",
+            "-C",
+            str(_ROOT),
+            "archive",
+            "--format=tar",
+            commit,
+            "--",
+            "scheduler",
+            "migrations",
+        ]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            why = done.stderr.decode(errors="replace").strip().splitlines()
+            raise StartError(f"commit {commit} cannot be read: {why[0] if why else 'git failed'}")
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
+            files.extractall(folder, filter="data")
         yield environment(folder)
 
 

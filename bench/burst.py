@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from bench import load, scrape
+from bench import arrivals, load, scrape
+from bench.delivery import Progress
 from bench.receipts import LoadResult
-from bench.system import System
+from bench.scenario import Bulk, Closed, Load
+from bench.system import Running
 from bench.workload import Deck
 
 _LOOK_S: Final = 0.2
@@ -42,20 +44,41 @@ class Burst:
         return [receipt.place for receipt in self.result.receipts]
 
 
-def send(system: System, dealt: Deck, tell: Tell, *, size: int = load.BULK_MAX) -> Burst:
-    """Send the deck as bulk requests; returns when all of it is accepted."""
+def send(system: Running, dealt: Deck, tell: Tell, how: Load | None = None, *, seed: int = 1) -> Burst:
+    """Send the deck; returns when all of it is accepted, or was sent at its time if it is an open loop.
+
+    Args:
+        system: To whom.
+        dealt: What.
+        tell: Told of the progress.
+        how: The load that the deck is for; as bulk requests if it is not given.
+        seed: Decides random arrivals.
+
+    Raises:
+        Stalled: a task was not accepted that should have been tried until it was.
+    """
+    how = how or Bulk(len(dealt))
     result = load.run(
-        load.bulk(
-            dealt, host=system.host, size=size, progress=lambda r: tell("accepted", r.accepted, r.asked)
-        )
+        _sending(dealt, how, system.host, seed, lambda r: tell("accepted", r.accepted, r.asked))
     )
     tell("accepted", result.accepted, result.asked)
-    if result.accepted < result.asked:
+    patient = isinstance(how, Bulk | Closed)
+    if not result.accepted or (patient and result.accepted < result.asked):
         raise Stalled(f"only {result.accepted} of {result.asked} tasks were accepted: {result.gave_up}")
     return Burst(dealt, result)
 
 
-def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> scrape.Page:
+def _sending(
+    dealt: Deck, how: Load, host: str, seed: int, progress: Progress
+) -> Coroutine[Any, Any, LoadResult]:
+    if isinstance(how, Bulk):
+        return load.bulk(dealt, host=host, size=how.size, senders=how.senders, progress=progress)
+    if isinstance(how, Closed):
+        return load.closed(dealt, host=host, senders=how.senders, progress=progress)
+    return load.open_loop(dealt, host=host, times=arrivals.times(how, seed), progress=progress)
+
+
+def drain(system: Running, n: int, before: scrape.Page, tell: Tell) -> scrape.Page:
     """Wait until nothing is open any more; `before` is the fleet's page at the beginning of the burst.
 
     Progress comes from the fleet's counters, the end from Postgres.
@@ -83,7 +106,7 @@ def drain(system: System, n: int, before: scrape.Page, tell: Tell) -> scrape.Pag
     return after
 
 
-def metrics(system: System) -> scrape.Page:
+def metrics(system: Running) -> scrape.Page:
     """The fleet's metrics now."""
     return scrape.page(member.metrics for member in system.fleet)
 
@@ -93,6 +116,6 @@ def ended_by(page: scrape.Page) -> float:
     return page.total("tasks_succeeded_total") + page.total("tasks_dead_total")
 
 
-def open_tasks(system: System) -> int:
+def open_tasks(system: Running) -> int:
     """Tasks that have not ended, by Postgres' index of them."""
     return int(str(system.query("SELECT count(*) FROM tasks WHERE finished_at IS NULL")[0][0]))

@@ -20,7 +20,7 @@ from math import exp, fsum, log
 from pathlib import Path
 from typing import Any, Final
 
-from bench import record, scenario
+from bench import record, repeats
 from bench.costs import Costs
 from bench.figure import lined_up
 from bench.report import seconds
@@ -82,24 +82,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def read(path: Path) -> list[Measured]:
-    """The runs of a record.
+    """The runs of a record that nothing speaks against: what was disturbed is not fitted to.
 
     Raises:
-        StartError: it is no record of measured runs.
+        StartError: it is no record of measured runs, or all of them were disturbed.
     """
-    try:
-        made = record.read(path)
-        result, cores = made["result"], {"cores": float(made["machine"]["cores"])}
-        runs, measured = result["runs"], result["source"] == "measured"
-    except (OSError, ValueError, KeyError, TypeError):
-        runs, measured = [], False
-    if not measured:
+    found = repeats.read(path)
+    if found.result["source"] != "measured":
         raise StartError(f"{path} is no record of measured runs")
-    planned = scenario.parse(result["scenario"], str(path), result["name"])
+    cores = {"cores": float(found.made["machine"]["cores"])}
+    runs = [run for run in found.result["runs"] if run["valid"]]
+    if not runs:
+        raise StartError(f"{path} holds disturbed runs only: repeat `bench run` on a quiet machine")
     return [
-        Measured(
-            planned, run["seed"] - planned.seed, run["drain_s"], run["wait"]["p95_s"], run["prices"] | cores
-        )
+        Measured(found.planned, run["block"], run["drain_s"], run["wait"]["p95_s"], run["prices"] | cores)
         for run in runs
     ]
 

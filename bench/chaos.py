@@ -4,9 +4,10 @@ A run belongs to a seed: clients send without pause while the seed's faults stri
 the system gets time to finish, and the audit judges every task from the clients' own list. A seed counts only
 if four fifths of its planned faults landed while tasks were running.
 
-Results are appended to a file, one JSON object a line. With `--seeds` what is in the file already is not
-run again, so that a long series may be interrupted; `--out` keeps a record of the whole series. A result
-names the commit that it was found with, for the file may be older than the code.
+Results are appended to a file, one JSON object a line. With `--seeds` what this commit has found already is
+not run again, so that a long series may be interrupted; `--out` keeps a record of the whole series. A tree
+with changes that are not committed has one name, `8a1b20e+`, whatever they are: after another change begin
+with another file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from bench import record
 from bench.builds import BUILDS
+from bench.seeds import seeds
 from bench.trial import run
 from scheduler.errors import ConfigError
 
@@ -33,11 +35,11 @@ def line(found: Mapping[str, Any]) -> str:
     """One run in one line, and a line for each offence."""
     verdict = found["verdict"]
     counts = ", ".join(f"{n:,} {status}" for status, n in sorted(verdict["statuses"].items()))
-    word = "passed" if found["passed"] else "FAILED"
-    if not found["counts"]:
-        word += ", does not count"
+    words = [] if found["passed"] else ["FAILED"]
+    words += [] if found["counts"] else ["does not count"]
     head = (
-        f"seed {found['seed']}: {word}; {found['landed']} of {found['planned']} faults landed,"
+        f"seed {found['seed']}: {', '.join(words) or 'passed'};"
+        f" {found['landed']} of {found['planned']} faults landed,"
         f" {verdict['accepted']:,} accepted, {counts}, {found['runs'].get('lost', 0)} runs lost,"
         f" {found['late']} late; quiet after {found['quiet_s']} s"
     )
@@ -54,6 +56,11 @@ def line(found: Mapping[str, Any]) -> str:
     return "\n".join([head, *offences, *missed])
 
 
+def passed(found: Mapping[str, Any]) -> bool:
+    """Whether the audit passed after enough harm: of a run that does not count, it says nothing."""
+    return bool(found["passed"] and found["counts"])
+
+
 def summary(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A series in numbers, to be kept: the runs, what was done to them, and each seed's own line."""
     planned, landed = Counter[str](), Counter[str]()
@@ -65,7 +72,7 @@ def summary(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         statuses.update(each["verdict"]["statuses"])
     return {
         "runs": len(series),
-        "passed": sum(each["passed"] for each in series),
+        "passed": sum(map(passed, series)),
         "counted": sum(each["counts"] for each in series),
         "seconds_each": series[0]["seconds"],
         "faults": {kind: {"planned": planned[kind], "landed": landed[kind]} for kind in sorted(planned)},
@@ -102,9 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `chaos` to `parser`."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, default=1, help="the seed of one run (1)")
-    which.add_argument(
-        "--seeds", type=_seeds, metavar="A-B", help="several runs, those done already left out"
-    )
+    which.add_argument("--seeds", type=seeds, metavar="A-B", help="several runs, those done already left out")
     parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of a run (25)")
     parser.add_argument("--build", choices=sorted(BUILDS), help="run a broken build: it must fail")
     parser.add_argument(
@@ -117,28 +122,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a record of these runs here")
 
 
-def _seeds(text: str) -> range:
-    first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 1-40")
-    return range(int(first), int(last) + 1)
-
-
 def main(args: argparse.Namespace) -> int:
-    """0 if every audit passed, 1 if not."""
+    """0 if every seed counts and passed its audit, 1 if not."""
     if args.seconds < SHORTEST_S:
         raise ConfigError(f"a run of {args.seconds:g} s is too short for its faults; take {SHORTEST_S:g} s")
-    seeds = args.seeds or [args.seed]
+    chosen = args.seeds or [args.seed]
+    commit = record.commit()
     results = list(read(args.results)) if args.seeds else []
-    done = {r["seed"]: r for r in results if _same(r, args) and r["counts"]}
-    for seed in seeds:
+    done = {r["seed"]: r for r in results if _same(r, args, commit) and r["counts"]}
+    for seed in chosen:
         if seed not in done:
             done[seed] = run_and_keep(seed, args.seconds, build=args.build, out=args.results)
             print(line(done[seed]), flush=True)
-    runs = [done[seed] for seed in seeds]
+    runs = [done[seed] for seed in chosen]
     if args.out is not None:
-        record.write(args.out, record.make(_command(args), summary(runs)))
-    return 0 if all(run["passed"] for run in runs) else 1
+        record.write(args.out, record.make(_command(args), summary(runs)) | {"commit": commit})
+    return 0 if all(map(passed, runs)) else 1
 
 
 def _command(args: argparse.Namespace) -> list[str]:
@@ -148,17 +147,19 @@ def _command(args: argparse.Namespace) -> list[str]:
     return ["bench chaos", seeds, f"--seconds {args.seconds:g}", *build]
 
 
-def _same(record: Mapping[str, Any], args: argparse.Namespace) -> bool:
-    return (record["seconds"], record["build"]) == (args.seconds, args.build)
+def _same(found: Mapping[str, Any], args: argparse.Namespace, commit: str) -> bool:
+    """Whether a run that was kept is what would be run now."""
+    return (found["seconds"], found["build"], found.get("commit")) == (args.seconds, args.build, commit)
 
 
 def run_and_keep(seed: int, seconds: float, *, build: str | None, out: Path) -> dict[str, Any]:
     """Run a seed and append the record to `out`; of a run that failed, the logs stay beside it."""
+    commit = record.commit()  # of the code that runs; by the end of the run it may be another
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scheduler-chaos-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # where root cannot be mapped, Postgres passes through as another user
-        found = run(seed, seconds, build=build, folder=folder) | {"commit": record.commit()}
+        found = run(seed, seconds, build=build, folder=folder) | {"commit": commit}
         if not found["passed"]:
             kept = out.parent / f"chaos-{build or 'seed'}-{seed}"
             shutil.rmtree(kept, ignore_errors=True)

@@ -14,6 +14,9 @@ _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
     "load": ("bench.load_cli", "send a mix of tasks to a running API"),
     "plan": ("bench.plan", "what a scenario must come to, before anything runs"),
+    "run": ("bench.run", "carry out scenarios live, block by block, and keep a record of each"),
+    "report": ("bench.report_cli", "records of runs as tables, plots and one HTML file without network"),
+    "compare": ("bench.compare", "is one of two records, or commits, faster, slower, or can nobody tell?"),
     "simulate": ("bench.simulate", "a scenario in virtual time, with the product's own rules"),
     "calibrate": ("bench.calibrate", "what a simulation must charge to come out as measured runs did"),
     "audit": (
@@ -21,6 +24,7 @@ _COMMANDS: Final = {
         "judge the tasks of a ledger, or a live system: is everything where it must be?",
     ),
     "chaos": ("bench.chaos", "harm a working system in every way that a seed draws, and audit it"),
+    "amnesia": ("bench.amnesia_cli", "let Redis forget everything amid a drain, seed by seed, and audit it"),
     "reliability": ("bench.reliability", "how soon a system recovers, and what it keeps under pressure"),
     "soak": ("bench.soak", "half an hour at half load: does it grow?"),
     "limits": (
@@ -31,7 +35,7 @@ _COMMANDS: Final = {
         "bench.ratios",
         "the batch path against batches of one, pgbench and single requests, in one run",
     ),
-    "peers": ("bench.peers", "the same work by PgQueuer and Dramatiq, each at its best settings"),
+    "peers": ("bench.peers", "the same work by ten other task queues, each at its best settings"),
     "growth": ("bench.growth", "the same rates with ten million finished tasks in the tables?"),
     "cost": ("bench.cost", "what a task costs in commands, statements, log and CPU"),
     "notebooks": ("bench.notebooks", "execute the notebooks"),

@@ -7,10 +7,11 @@ known, too. The rest was other people's work. Steal is the time that the host ga
 from __future__ import annotations
 
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Final, Self
+
+from bench.vitals import cpu_s
 
 BUSY_PERCENT: Final = 10.0
 STEAL_PERCENT: Final = 2.0
@@ -22,15 +23,17 @@ _IDLE, _IOWAIT, _STEAL, _GUEST = 3, 4, 7, 8
 
 
 class Company:
-    """Watches from entering until leaving. What was started must have ended and been waited for by then.
+    """Watches from entering until leaving. What we have started counts as ours, whether it still runs or not.
 
     Attributes:
         busy_percent: Percent of all cores that other work used.
         steal_percent: Percent of all cores that the host withheld.
+        own_percent: Percent of all cores that we used ourselves.
     """
 
     busy_percent = 0.0
     steal_percent = 0.0
+    own_percent = 0.0
 
     @property
     def disturbed(self) -> bool:
@@ -44,14 +47,15 @@ class Company:
     def __exit__(self, *_: object) -> None:
         seconds = (time.monotonic() - self._began) * (os.cpu_count() or 1)
         busy, steal = (after - before for after, before in zip(_machine_s(), self._all, strict=True))
-        self.busy_percent = 100 * max(0.0, busy - (_own_s() - self._own)) / seconds
+        own = _own_s() - self._own
+        self.own_percent = 100 * own / seconds
+        self.busy_percent = 100 * max(0.0, busy - own) / seconds
         self.steal_percent = 100 * steal / seconds
 
 
 def _own_s() -> float:
-    """CPU of this process and of all that it has started and waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    """CPU of this process and of all that it has started, ended or not."""
+    return cpu_s([os.getpid()])
 
 
 def _machine_s() -> tuple[float, float]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from bench.arena import LEASE_MS, Arena
+from bench.arena import Arena
 from bench.index import connected
 from bench.proxy import Proxy, Way
 from bench.stand import Part
@@ -43,12 +43,14 @@ class Fault:
         kind: The nemesis.
         share: How long it lasts, between the shortest (0) and the longest (1) that its kind knows.
         dice: Decides whom it hits, and how.
+        target: Whom it hits, by name, if the dice are not asked: `worker 2`, `redis wire`.
     """
 
     at_s: float
     kind: str
     share: float
     dice: int
+    target: str | None = None
 
 
 class Blow:
@@ -80,12 +82,22 @@ class Blow:
         """Leave things as they are for a while."""
         time.sleep(shortest_s + self.fault.share * (longest_s - shortest_s))
 
+    def one_of(self, parts: Sequence[Part]) -> Part:
+        """The part that is its target, or one that the dice choose."""
+        return named(parts, self.fault.target) or self.rng.choice(parts)
+
     @contextmanager
     def wire(self) -> Iterator[tuple[str, Proxy]]:
         """One of the two wires, by name, for this fault alone."""
-        name = self.rng.choice(("postgres", "redis"))
+        drawn = self.rng.choice(("postgres", "redis"))
+        name = drawn if self.fault.target is None else self.fault.target.removesuffix(" wire")
         with self.arena.alone(f"{name} wire"):
             yield name, self.arena.postgres_wire if name == "postgres" else self.arena.redis_wire
+
+
+def named(parts: Sequence[Part], target: str | None) -> Part | None:
+    """The part that a target names, as `worker 2` does the second worker; None if it is none of these."""
+    return next((part for part in parts if part.name.replace("-", " ") == target), None)
 
 
 Nemesis = Callable[[Blow], None]
@@ -101,13 +113,13 @@ def nemesis(function: Nemesis) -> Nemesis:
 @nemesis
 def worker_killed(blow: Blow) -> None:
     """A worker is killed with all that it holds."""
-    _kill(blow, blow.rng.choice(blow.arena.workers))
+    _kill(blow, blow.one_of(blow.arena.workers))
 
 
 @nemesis
 def api_killed(blow: Blow) -> None:
     """An API is killed with all that it has not answered."""
-    _kill(blow, blow.rng.choice(blow.arena.apis))
+    _kill(blow, blow.one_of(blow.arena.apis))
 
 
 def _kill(blow: Blow, part: Part) -> None:
@@ -122,14 +134,14 @@ def _kill(blow: Blow, part: Part) -> None:
 @nemesis
 def worker_frozen(blow: Blow) -> None:
     """A worker stands still until its leases are over, and goes on as if nothing had happened."""
-    lease_s = LEASE_MS / 1000
-    _freeze(blow, blow.rng.choice(blow.arena.workers), lease_s + 0.5, lease_s + 1.5)
+    lease_s = blow.arena.lease_s
+    _freeze(blow, blow.one_of(blow.arena.workers), lease_s + 0.5, lease_s + 1.5)
 
 
 @nemesis
 def api_frozen(blow: Blow) -> None:
     """An API stands still, for longer than its clients wait or not."""
-    _freeze(blow, blow.rng.choice(blow.arena.apis), 1.0, 5.0)
+    _freeze(blow, blow.one_of(blow.arena.apis), 1.0, 5.0)
 
 
 def _freeze(blow: Blow, part: Part, shortest_s: float, longest_s: float) -> None:

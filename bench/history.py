@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import hashlib
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 from bench.workload import PRIORITIES, TYPES
 from scheduler.lifecycle import OUTCOMES, STATUSES, RunOutcome, Status
@@ -21,6 +22,11 @@ _COLUMNS: Final = (
     *("task", "type", "priority", "attempt", "outcome", "worker"),
     *("enqueued_s", "due_s", "claimed_s", "started_s", "finished_s"),
 )
+_TASK_TIMES: Final = ("enqueued", "ended")
+_RUN_TIMES: Final = ("due", "claimed", "started", "finished")
+_RUN_NUMBERS: Final = ("task", "attempt", "outcome", "worker")
+_NONE: Final = "-"
+
 _OUTCOME: Final = {name: number for number, name in enumerate(OUTCOMES)}
 _STATUS: Final = {name: number for number, name in enumerate(STATUSES)}
 
@@ -108,6 +114,35 @@ class History:
             whole.update(column)
         return whole.hexdigest()
 
+    def content(self) -> dict[str, Any]:
+        """The history as JSON has it: a text a column, its values parted by blanks, times in µs; - is none.
+
+        `types`, `priorities` and `statuses` are of the tasks, as places in TYPES, PRIORITIES and STATUSES; so
+        are `enqueued` and `ended`. All others are of the runs.
+        """
+        of_tasks = {name: _numbered(getattr(self, name)) for name in ("types", "priorities", "statuses")}
+        numbers = {name: _numbered(getattr(self, name)) for name in _RUN_NUMBERS}
+        times = {f"{name}_us": _timed(getattr(self, name)) for name in _TASK_TIMES + _RUN_TIMES}
+        return of_tasks | numbers | times
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The history that `content` made, to the microsecond.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: a value is no number.
+        """
+        numbers = {name: map(int, content[name].split()) for name in ("types", "priorities", "statuses")}
+        made = cls(bytes(numbers["types"]), bytes(numbers["priorities"]), _times(content["enqueued_us"]))
+        made.statuses = bytearray(numbers["statuses"])
+        made.ended = _times(content["ended_us"])
+        for name in _RUN_NUMBERS:
+            setattr(made, name, array("I", map(int, content[name].split())))
+        for name in _RUN_TIMES:
+            setattr(made, name, _times(content[f"{name}_us"]))
+        return made
+
     def write(self, path: Path) -> None:
         """Write the runs as CSV, one a row, times to the microsecond; empty where there is none."""
 
@@ -127,3 +162,15 @@ class History:
 
     def _instants(self) -> tuple[array[float], ...]:
         return self.due, self.claimed, self.started, self.finished
+
+
+def _numbered(values: bytes | bytearray | array[int]) -> str:
+    return " ".join(map(str, values))
+
+
+def _timed(seconds: array[float]) -> str:
+    return " ".join(_NONE if isnan(each) else str(round(each * 1e6)) for each in seconds)
+
+
+def _times(text: str) -> array[float]:
+    return array("d", (nan if word == _NONE else int(word) / 1e6 for word in text.split()))

@@ -87,6 +87,19 @@ def depth(client: redis.Redis, prefix: str) -> int:
     return waiting
 
 
+def flush(client: redis.Redis, prefix: str) -> int:
+    """FLUSHALL; how many ids were leased at that moment.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    pipe: Any = client.pipeline(transaction=True)
+    for shard in _shards(client, prefix):
+        pipe.zcard(f"{shard}leases")
+    *leased, _ = pipe.flushall().execute()
+    return int(sum(leased))
+
+
 def disorder(index: Index) -> dict[str, str]:
     """Ids that are not in exactly one place, each with what is wrong; a sound system has none, ever."""
     wrong: dict[str, str] = {}

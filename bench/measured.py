@@ -1,13 +1,13 @@
-"""Measured: a real run in the shape of a simulated one: its history, and what it tells of the costs."""
+"""Measured: a real run in the shape of a simulated one and back, and what it tells of the costs."""
 
 from __future__ import annotations
 
 import statistics
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
@@ -52,6 +52,55 @@ def history_of(ledger: Ledger) -> History:
     ):
         column.extend(_seconds(ledger, runs[name]))
     return told
+
+
+def ledger_of(history: History, begin: pd.Timestamp) -> Ledger:
+    """The same history in frames, as plots are made of, with what a history knows of them.
+
+    Args:
+        history: A real run's or a simulated one's.
+        begin: The instant from which its times count.
+    """
+
+    def instants(column: Sequence[float]) -> pd.Series[pd.Timestamp]:
+        seconds = pd.to_timedelta(pd.Series(column, dtype=float), unit="s")
+        return (begin + seconds).dt.round("us").dt.as_unit("us")
+
+    def words(numbers: Iterable[int], known: Sequence[str]) -> pd.Series[Any]:
+        return pd.Series([known[n] for n in numbers], dtype=pd.CategoricalDtype(list(known)))
+
+    tasks = pd.DataFrame(
+        {
+            "task_id": pd.Series([str(n) for n in range(len(history.types))], dtype="string"),
+            "type": words(history.types, TYPES),
+            "priority": words(history.priorities, PRIORITIES),
+            "status": words(history.statuses, STATUSES),
+            "created_at": instants(history.enqueued),
+            "finished_at": instants(history.ended),
+        }
+    )
+    task = list(history.task)
+    attempts = pd.Series(history.attempt, dtype=int)
+    runs = pd.DataFrame(
+        {
+            "task_id": pd.Series([str(n) for n in task], dtype="string"),
+            "type": words((history.types[n] for n in task), TYPES),
+            "priority": words((history.priorities[n] for n in task), PRIORITIES),
+            "attempt": attempts,
+            "outcome": words(history.outcome, OUTCOMES),
+            "worker": pd.Series([f"worker {n}" for n in history.worker], dtype="category"),
+            "enqueued_at": instants([history.enqueued[n] for n in task]),
+            "due_at": instants(history.due),
+            "claimed_at": instants(history.claimed),
+            "started_at": instants(history.started),
+            "finished_at": instants(history.finished),
+            "again": attempts < attempts.groupby(pd.Series(task)).transform("max"),
+        }
+    )
+    began = runs["started_at"].mask(runs["outcome"] == "lost", runs["claimed_at"])
+    runs["wait_s"] = (began - runs["due_at"]).dt.total_seconds()
+    runs["run_s"] = (runs["finished_at"] - runs["started_at"]).dt.total_seconds()
+    return Ledger(tasks, runs.sort_values("claimed_at", kind="stable", ignore_index=True))
 
 
 def prices(history: History, cpu_s: Mapping[str, float]) -> dict[str, float]:

@@ -144,8 +144,9 @@ def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -
         _raw(ax, count.index, count, colour)
         ax.step(count.index, count, where="post", color=colour, label=f"{name} in Postgres: {len(runs):,}")
         scraped = sampling.total(samples, metric)
-        at, gained = _since_start(ledger, scraped - scraped.iloc[0])
-        ax.plot(at, gained, "+", color=colour, alpha=0.5, zorder=1.9, label=f"{name}, scraped")
+        if len(scraped):
+            at, gained = _since_start(ledger, scraped - scraped.iloc[0])
+            ax.plot(at, gained, "+", color=colour, alpha=0.5, zorder=1.9, label=f"{name}, scraped")
         ax.axhline(due, color=colour, linewidth=0.8, linestyle="--", label=f"{name} by the deck: {due:,}")
     ax.set_ylabel("runs so far")
     return _over_time(ax, ledger)
@@ -175,6 +176,35 @@ def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
     )
     _rows(ax, [f"{row.name}\nn = {len(row.observed):,}" for row in rows])
     ax.set(xlabel=f"time ({unit})", xlim=(0, end * scale))
+    return _legend(ax)
+
+
+def repeats(
+    ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[float, bool]]]], title: str, unit: str = ""
+) -> Axes:
+    """A figure of several records: each repeat is a point, hollow if it does not stand; a bar is the median.
+
+    Args:
+        ax: Where.
+        rows: Of each record its name, and of each repeat the value and whether it stands.
+        title: What the values are.
+        unit: Of the values.
+    """
+    for y, (_, values) in enumerate(rows):
+        for stands, inside in ((True, BLUE), (False, "none")):
+            own = [value for value, fine in values if fine is stands and isfinite(value)]
+            ax.plot(own, [y] * len(own), "o", color=BLUE, alpha=0.7, markersize=5, markerfacecolor=inside)
+        if standing := [value for value, fine in values if fine and isfinite(value)]:
+            ax.plot(np.median(standing), y, "|", color=BLACK, markersize=20, markeredgewidth=2)
+    _entries(
+        ax,
+        ("one repeat", {"color": BLUE, "marker": "o"}),
+        ("one that was disturbed", {"color": BLUE, "marker": "o", "markerfacecolor": "none"}),
+        ("median of those that stand", {"color": BLACK, "marker": "|", "markeredgewidth": 2}),
+    )
+    _rows(ax, [name for name, _ in rows])
+    ax.set_xlabel(f"{title} ({unit})" if unit else title)
+    ax.set_xlim(0, 1.05 * max((v for _, values in rows for v, _ in values if isfinite(v)), default=1.0))
     return _legend(ax)
 
 
@@ -211,7 +241,9 @@ def _legend(ax: Axes) -> Axes:
 
 
 def _scraped(ax: Axes, ledger: Ledger, series: pd.Series[float], label: str) -> None:
-    """What was scraped, as points behind the lines."""
+    """What was scraped, as points behind the lines; nothing where nothing was, as in a simulation."""
+    if series.empty:
+        return
     at, values = _since_start(ledger, series)
     ax.plot(at, values, "o", color=SCRAPED, alpha=0.7, markersize=3.5, zorder=1.9, label=label)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan, nan
 from typing import Final
 
 from rich.console import Console
@@ -15,22 +16,35 @@ from bench.burst import Tell
 
 _LINE_S: Final = 5.0
 
+Left = Callable[[str, int], float]
+"""How many seconds are left when so many of what is counted are done; nan if nobody knows."""
+
 
 @contextmanager
-def told(title: str) -> Iterator[Tell]:
-    """A `Tell` that shows how far `title` is."""
+def told(title: str, left: Left | None = None) -> Iterator[Tell]:
+    """A `Tell` that shows how far `title` is, and how long it will still take if `left` is there to say."""
     if sys.stdout.isatty():
         with _bar() as progress:
             bars: dict[str, object] = {}
 
             def tell(what: str, n: int, of: int) -> None:
                 if what not in bars:
-                    bars[what] = progress.add_task(f"{title}: {what}", total=of)
-                progress.update(bars[what], completed=n, total=of)  # type: ignore[arg-type] # rich's own id
+                    bars[what] = progress.add_task(f"{title}: {what}", total=of, left="")
+                progress.update(
+                    bars[what],  # type: ignore[arg-type] # rich's own id
+                    completed=n,
+                    total=of,
+                    left=_left(left, what, n, of),
+                )
 
             yield tell
     else:
-        yield _lines(title)
+        yield _lines(title, left)
+
+
+def _left(left: Left | None, what: str, n: int, of: int) -> str:
+    seconds = left(what, n) if left is not None and n < of else nan
+    return "" if isnan(seconds) else f", about {seconds:,.0f} s left"
 
 
 def _bar() -> Progress:
@@ -39,11 +53,12 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
         console=Console(),
     )
 
 
-def _lines(title: str) -> Tell:
+def _lines(title: str, left: Left | None) -> Tell:
     began = time.monotonic()
     last: dict[str, float] = {}
 
@@ -53,6 +68,6 @@ def _lines(title: str) -> Tell:
             return
         if n >= of or now - last.get(what, began) > _LINE_S:
             last[what] = float("inf") if n >= of else now
-            print(f"{title}: {what} {n:,} of {of:,}", flush=True)
+            print(f"{title}: {what} {n:,} of {of:,}{_left(left, what, n, of)}", flush=True)
 
     return tell

@@ -1,11 +1,11 @@
-"""Proof: what the records of `reliability`, `soak` and `chaos` say, as docs/reliability.md tells it.
+"""Proof: what the records of reliability say, as docs/reliability.md tells it.
 
 A record that is not there, or that was made with `--quick`, says nothing: its figures are not measured yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from bench import figure, leaks, record
 NOT_YET: Final = "not measured yet"
 COMMANDS: Final = {
     "reliability": "bench reliability --out docs/records/reliability.json",
+    "amnesia": "bench amnesia --seeds 1-50 --out docs/records/amnesia.json",
     "soak": "bench soak --out docs/records/soak.json",
     "chaos": "bench chaos --seeds 1-40 --out docs/records/chaos.json",
 }
@@ -30,7 +31,7 @@ class Proofs:
         self._records = {name: _read(folder / f"{name}.json") for name in COMMANDS}
 
     def figure(self, key: str) -> str:
-        """One figure in a few words: of `reliability` by its key, or `soak`, or `chaos`.
+        """One figure in a few words: of `reliability` by its key, or another record as a whole by its name.
 
         Raises:
             ValueError: the record has no such figure.
@@ -39,10 +40,8 @@ class Proofs:
         found = self._records[name]
         if found is None:
             return NOT_YET
-        if key == "soak":
-            return _soak(found["result"])
-        if key == "chaos":
-            return _chaos(found["result"])
+        if key in _WHOLE:
+            return _WHOLE[key](found["result"])
         figures = {each["key"]: each for each in found["result"]["figures"]}
         if key not in figures:
             raise ValueError(f"there is no figure {key!r} in the record of `bench reliability`")
@@ -59,7 +58,7 @@ class Proofs:
         if found is None:
             return None
         result = found["result"]
-        if name == "reliability":
+        if name in {"reliability", "amnesia"}:
             return figure.HEADERS, [figure.cells(each) for each in result["figures"]]
         if name == "soak":
             return leaks.HEADERS, [_trend(each).cells() for each in result["trends"]]
@@ -101,7 +100,30 @@ def _soak(result: Mapping[str, Any]) -> str:
 
 def _chaos(result: Mapping[str, Any]) -> str:
     planned, landed = (sum(n[what] for n in result["faults"].values()) for what in ("planned", "landed"))
+    failed = f", **failed**: {', '.join(map(str, result['failed_seeds']))}" if result["failed_seeds"] else ""
     return (
-        f"{result['passed']} of {result['runs']} seeds passed: {landed} of {planned} faults landed,"
-        f" {result['accepted']:,} tasks accepted"
+        f"{result['counted']} of {result['runs']} seeds counted, {result['passed']} of these passed{failed}:"
+        f" {landed} of {planned} faults landed, {result['accepted']:,} tasks accepted"
     )
+
+
+def _amnesia(result: Mapping[str, Any]) -> str:
+    told = f"{result['passed']} of {result['asked']} seeds passed"
+    failed = [*map(str, result["failed_seeds"]), *([result["why"]] if result["why"] else [])]
+    told += f", **failed**: {', '.join(failed)}" if failed else ""
+    if not result["seeds"]:
+        return told
+    most = {each["key"]: figure.shown(each["high"], each["unit"]) for each in result["figures"]}
+    worst = result["worst"]
+    return (
+        f"{told}: at worst {worst['extra']:,} extra runs with {worst['leased']:,} tasks in flight,"
+        f" {most['amnesia.depth']} as many ids as waiting rows, whole after {most['amnesia.whole']}"
+    )
+
+
+_WHOLE: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    "amnesia": _amnesia,
+    "soak": _soak,
+    "chaos": _chaos,
+}
+"""A record in a few words."""

@@ -20,6 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+RESULTS: Final = Path("results")
+"""Where records go that nobody gives another place; git does not see them."""
+
 _ROOT: Final = Path(__file__).parents[1]
 
 
@@ -39,6 +42,17 @@ def commit() -> str:
     """The commit that runs, `+` behind it if files differ from it; "unknown" outside a clone."""
     found = _git("rev-parse", "--short", "HEAD")
     return f"{found}{'+' if _git('status', '--porcelain', '-uno') else ''}" if found else "unknown"
+
+
+def short(name: str) -> str:
+    """The abbreviated hash of a commit that is named in any way git knows; "" if there is none."""
+    return _git("rev-parse", "--short", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+def default_path(name: str, record: dict[str, Any], number: int = 0) -> Path:
+    """`results/NAME-TIME.json`; records of one command differ in their numbers, too."""
+    stamp = "".join(c for c in record["made"] if c.isdigit() or c == "T")
+    return RESULTS / f"{name}-{stamp}{f'-{number + 1}' if number else ''}.json"
 
 
 def make(command: Sequence[str], result: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 
 from bench import index, load
+from bench.amnesia import DEEPEST, recovery
 from bench.arena import LEASE_MS, MAX_LOSSES, PREFIX, SETTINGS, STORE_TIMEOUT_MS, Arena
 from bench.audit import audit
 from bench.burst import Burst, drain, metrics, send
@@ -33,7 +34,6 @@ from scheduler.supervisor import Server
 CLAIMED_S: Final = LEASE_MS / 1000 + 2 * int(SETTINGS["REAPER_SCAN_INTERVAL_MS"]) / 1000 + 0.5
 """A lease, two scans of the reaper, and half a second."""
 WHOLE_S: Final = 5.0
-DEEPEST: Final = 1.2
 RESUMED_S: Final = 3.0
 GIVEN_BACK_S: Final = 1.0
 
@@ -194,9 +194,6 @@ def _outage(arena: Arena, server: Server, fault: Fault, seconds: float) -> float
 # Redis forgets everything.
 
 _NOOPS: Final = Mix(noop=100)
-_READY: Final = """
-SELECT count(*) FROM tasks WHERE status = 'queued' OR (status = 'retrying' AND due_at <= now())
-"""
 
 
 def flushes(me: System, rounds: int, n: int) -> list[Figure]:
@@ -243,16 +240,12 @@ def flushes(me: System, rounds: int, n: int) -> list[Figure]:
 
 def _flush_amid(me: System, client: Any, burst: Burst) -> float:
     """FLUSHALL when a quarter of the burst has ended; the largest depth by the rows that wait."""
-    n, prefix, deepest = len(burst.ids), me.settings.redis_prefix, 0.0
+    n = len(burst.ids)
     with psycopg.connect(me.postgres_url, autocommit=True) as rows:
         me.start_fleet(2)
         until(lambda: open_tasks(rows)[1] <= n * 3 // 4, "a quarter has ended", within_s=120)
         client.flushall()
-        while open_tasks(rows)[1]:
-            before, depth = _one(rows, _READY), index.depth(client, prefix)
-            waiting = max(before, _one(rows, _READY))
-            if waiting >= n // 20:
-                deepest = max(deepest, depth / waiting)
+        _, deepest = recovery(rows, client, me.settings.redis_prefix, n)
     drain(me, n, metrics(me), _silent)
     return deepest
 

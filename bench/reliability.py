@@ -36,6 +36,7 @@ _SETTINGS: Final = OWN_SERVERS | {
 _LATER: Final = (
     Figure("soak", "Memory, descriptors and connections over half an hour", why="not here: `bench soak`"),
     Figure("chaos", "Faults drawn from seeds, and an audit", why="not here: `bench chaos`"),
+    Figure("amnesia", "FLUSHALL at a random moment of a drain", why="not here: `bench amnesia`"),
 )
 """What has a command and a record of its own."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from itertools import pairwise
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ COUNTERS: Final = (
     "tasks_reaped_total",
     "tasks_dead_total",
 )
+_NONE: Final = "-"
 UP: Final = "up"
 """A sample of our own: how many endpoints answered. Where it dips, sums over the endpoints dip, too."""
 
@@ -118,6 +119,40 @@ class Sampler:
     def _clock(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
+
+
+def content(samples: pd.DataFrame) -> dict[str, Any]:
+    """A frame of samples as JSON has it: a text of values for each metric and its labels, one a sample."""
+    times = sorted(samples["t_s"].unique())
+    series: dict[str, dict[str, str]] = {}
+    for (metric, labels), rows in samples.groupby(["metric", "labels"], observed=True):
+        values = dict(zip(rows["t_s"], rows["value"], strict=True))
+        words = (f"{values[t]:.10g}" if t in values else _NONE for t in times)
+        series.setdefault(str(metric), {})[str(labels)] = " ".join(words)
+    first = (samples["at"] - pd.to_timedelta(samples["t_s"], unit="s")).min()
+    return {
+        "at": first.isoformat() if len(samples) else None,
+        "t_s": " ".join(f"{t:.3f}" for t in times),
+        "series": series,
+    }
+
+
+def frame_of(content: Mapping[str, Any] | None) -> pd.DataFrame:
+    """The frame that `content` was made of; an empty one of None."""
+    told = content or {"at": None, "t_s": "", "series": {}}
+    times = [float(word) for word in told["t_s"].split()]
+    rows = [
+        (t, metric, labels, float(word))
+        for metric, by_labels in told["series"].items()
+        for labels, words in by_labels.items()
+        for t, word in zip(times, words.split(), strict=True)
+        if word != _NONE
+    ]
+    frame = pd.DataFrame(rows, columns=["t_s", "metric", "labels", "value"])
+    at = pd.Timestamp(told["at"] or "1970-01-01T00:00:00+00:00")
+    frame.insert(1, "at", (at + pd.to_timedelta(frame["t_s"].astype(float), unit="s")).dt.as_unit("us"))
+    frame = frame.astype({"t_s": float, "metric": "category", "labels": "category", "value": float})
+    return frame.sort_values("t_s", kind="stable", ignore_index=True)
 
 
 def total(samples: pd.DataFrame, *metrics: str) -> pd.Series[float]:

@@ -225,6 +225,19 @@ class Scenario:
                 f"mix.sleep_ms is {self.mix.sleep_ms} and TASK_TIMEOUT_MS {timeout_ms}; a sleeper must not"
                 " time out: raise TASK_TIMEOUT_MS in fleet.settings"
             )
+        for harm in self.faults:
+            known = self._targets(harm.kind)
+            if harm.target is not None and harm.target not in known:
+                those = f"one of {', '.join(known)}" if known else "left out"
+                raise ValueError(f"target of {harm.kind} is {harm.target!r}; it must be {those}")
+
+    def _targets(self, kind: FaultKind) -> list[str]:
+        """Whom a fault may name: a run has one API, and two wires to its stores."""
+        if kind.startswith("worker_"):
+            return [f"worker {i + 1}" for i in range(self.fleet.processes)]
+        if kind.startswith("api_"):
+            return ["api 1"]
+        return ["postgres wire", "redis wire"] if kind.startswith("link") else []
 
     @property
     def heading(self) -> str:
@@ -287,10 +300,14 @@ def parse(table: Mapping[str, Any], where: str, name: str) -> Scenario:
     return schema.read(Scenario, parts, f"{where}:")
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `scenario` to `parser`."""
+def add_argument(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """Add the argument `scenario` to `parser`; a list of at least one if `many` may be given."""
     parser.add_argument(
-        "scenario", type=Path, metavar="SCENARIO.toml", help=f"a file, or one of {', '.join(names())}"
+        "scenario",
+        type=Path,
+        metavar="SCENARIO.toml",
+        nargs="+" if many else None,
+        help=f"a file, or one of {', '.join(names())}",
     )
 
 

@@ -41,6 +41,7 @@ class Part:
         self.ready = False
         """Whether the last start came to its end, and nobody has killed the process since."""
         self._child: Child | None = None
+        self._facts: dict[str, str] = {}
 
     @property
     def alive(self) -> bool:
@@ -64,6 +65,11 @@ class Part:
         """Where it serves HTTP."""
         return f"http://{self.env['HTTP_ADDR']}"
 
+    @property
+    def metrics(self) -> str:
+        """Where its metrics are, since its last start."""
+        return f"http://{HOST}:{self._facts['metrics']}/metrics" if self._facts else ""
+
     def start(self) -> Self:
         """Start it and wait until it is ready.
 
@@ -75,7 +81,7 @@ class Part:
                 self._child.wait()
             self.ready = False
             self._child = Child(self.args, env=self.env, log=self.log)
-            self._child.ready(_READY_S)
+            self._facts = self._child.ready(_READY_S)
             self.ready = True
         return self
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import fsum, isnan
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from bench.history import History
-from bench.scenario import Scenario
 from bench.stats import percentile
 from bench.workload import PRIORITIES, Expected
 from scheduler.lifecycle import OUTCOMES, STATUSES
@@ -98,19 +97,6 @@ def summarise(history: History, *, slots: int, lease_s: float) -> Summary:
         in_flight=fsum(held) / drain_s if drain_s else 0.0,
         utilisation=ran / (slots * drain_s) if drain_s else 0.0,
     )
-
-
-def result(
-    source: Literal["measured", "simulated"], planned: Scenario, found: Sequence[Summary]
-) -> dict[str, Any]:
-    """What a record keeps of a scenario's repeats, whether they were carried out or simulated."""
-    return {
-        "source": source,
-        "name": planned.name,
-        "hash": planned.hash,
-        "scenario": planned.content(),
-        "runs": [{"seed": planned.seed + i} | each.content() for i, each in enumerate(found)],
-    }
 
 
 def _counts(history: History, runs: Mapping[int, int]) -> Expected:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import psycopg
@@ -33,6 +33,48 @@ _KEPT: Final = frozenset({"POSTGRES_URL", "REDIS_ADDR", "REDIS_PASS"})
 
 class Leak(RuntimeError):
     """Something of a system outlived it."""
+
+
+class Scraped(Protocol):
+    """A process whose metrics can be read."""
+
+    @property
+    def metrics(self) -> str:
+        """Where they are."""
+
+
+class Running(Protocol):
+    """What an observer must know of a system that runs, however it was started; see `System`."""
+
+    @property
+    def host(self) -> str:
+        """Where tasks are sent."""
+
+    @property
+    def fleet(self) -> Sequence[Scraped]:
+        """The workers."""
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Every metrics endpoint."""
+
+    @property
+    def settings(self) -> Settings:
+        """What the parts were started with."""
+
+    @property
+    def postgres_url(self) -> str:
+        """The database."""
+
+    @property
+    def redis_url(self) -> str:
+        """Redis."""
+
+    def query(self, sql: str, params: Mapping[str, object] | None = None) -> list[tuple[object, ...]]:
+        """One statement, all rows."""
+
+    def now(self) -> datetime:
+        """The time by Postgres' clock."""
 
 
 @dataclass(frozen=True, slots=True)

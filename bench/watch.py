@@ -78,7 +78,7 @@ class Watch:
 
     def _look_at_index(self) -> None:
         with index.connected(self._redis_url) as client:
-            while not self._stopping.wait(_LOOK_S):
+            while not self._stopping.wait(_QUICK_LOOK_S):
                 with contextlib.suppress(redis.RedisError):
                     for id_, what in index.disorder(index.look(client, self._prefix)).items():
                         self.wrong.setdefault(id_, what)

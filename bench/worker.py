@@ -14,7 +14,7 @@ from bench.agenda import Ticks
 from scheduler.config import Settings
 
 WEIGHT: Final = 0.02
-GUESS_S: Final = 0.001
+GUESS_S: Final = 0.05
 SHORTEST_S: Final = 1e-5
 STUCK_S: Final = 0.2
 UNWEIGHED: Final = 8

@@ -54,17 +54,20 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Command": "commands cli",
     },
     "bench": {
-        "Inputs": "workload work builds schema scenario arrivals",
-        "Acting": "system stand proxy arena faults http hammer delivery load burst parking traffic trial"
-        " recovery strain filling side churn",
-        "Observing": "scrape meter vitals sampling receipts ledger journal index watch checks audit drift"
-        " agreement leaks observation",
-        "Telling": "record figure proof report plots progress",
-        "Predicting": "theory costs job history summary measured agenda worker twin",
-        "Measuring": "stats rows aims rounds company noop_api yardsticks rates latency occupancy"
-        " footprint startup crowd peer_apps.dramatiq_app peer_apps.pgqueuer_app peer known_peers",
-        "Commands": "demo load_cli plan simulate calibrate audit_cli chaos reliability soak limits ratios"
-        " peers cost growth notebooks cli",
+        "Inputs": "seeds workload work builds schema scenario arrivals",
+        "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
+        " trial amnesia recovery strain filling side churn",
+        "Observing": "scrape meter vitals fingerprint sampling receipts ledger journal index watch checks"
+        " audit drift agreement leaks observation validity",
+        "Telling": "record figure proof report plots document progress",
+        "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook",
+        "Measuring": "stats turn rows aims rounds company noop_api yardsticks rates latency occupancy"
+        " footprint startup crowd peer_apps.program peer_apps.arq_app peer_apps.celery_app"
+        " peer_apps.dramatiq_app peer_apps.pgqueuer_app peer_apps.procrastinate_app peer_apps.rq_app"
+        " peer_apps.saq_app peer_apps.scheduler_app peer_apps.streaq_app peer_apps.taskiq_app"
+        " peer marks contest peer_stores known_peers ours lineup standings",
+        "Commands": "demo load_cli plan run report_cli compare simulate calibrate audit_cli chaos amnesia_cli"
+        " reliability soak limits ratios peers cost growth notebooks cli",
     },
 }
 """Every module of a package by group, each group using the ones before it: the layers in pyproject.toml."""

@@ -112,18 +112,7 @@ async def _worker(settings: Settings, app: str | None) -> int:
         index = Index.open(settings, name="scheduler-worker")
         stack.push_async_callback(index.close)
         me = Worker(settings, REGISTRY, store, index, metrics, app=app)
-        signals = 0
-
-        def on_signal() -> None:
-            nonlocal signals
-            signals += 1
-            if signals > 1:
-                os._exit(1)  # the second signal means at once
-            me.stop()
-
-        # Before the first wait: a stop may come while we start.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        me.stop_on_signals()  # before the first wait: a stop may come while we start
         await store.check()
         await index.check()
         await index.warm()

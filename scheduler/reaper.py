@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from scheduler import failpoints, log
+from scheduler.errors import StoreError, StoreUnavailable
 from scheduler.metrics import Metrics
 from scheduler.model import Move, Reaped
 from scheduler.queue import Index, Shard
 from scheduler.store import Store
+
+_PUT_OFF_MS: Final = 60_000
+"""When a lease that Postgres does not let us reap is looked at again. Reconcile may see to it earlier."""
 
 
 class Reaper:
@@ -45,11 +50,29 @@ class Reaper:
 
     async def _reap(self, shard: Shard, expired: Sequence[tuple[str, str]]) -> None:
         ids = [id_ for id_, _ in expired]
-        reaped = await failpoints.through("reap.commit", self._store.reap(ids, max_losses=self._max_losses))
+        try:
+            reap = self._store.reap(ids, max_losses=self._max_losses)
+            reaped = await failpoints.through("reap.commit", reap)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            await self._reap_halves(shard, expired, error)
+            return
         self._count(reaped)
         tokens = dict(expired)
         moves = [Move(r.id, tokens[r.id], r.where, r.priority, r.delay_ms, r.token) for r in reaped]
         await failpoints.through("reap.place", shard.place(moves))
+
+    async def _reap_halves(self, shard: Shard, expired: Sequence[tuple[str, str]], error: StoreError) -> None:
+        """Find the one row that is refused, and put it off: the oldest page must not fail for ever."""
+        if len(expired) > 1:
+            middle = len(expired) // 2
+            await self._reap(shard, expired[:middle])
+            await self._reap(shard, expired[middle:])
+            return
+        ((id_, token),) = expired
+        self._log.error("a lease cannot be reaped; put off", task=id_, error=str(error))
+        await shard.place([Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token)])
 
     def _count(self, reaped: Sequence[Reaped]) -> None:
         lost = [r for r in reaped if r.lost]

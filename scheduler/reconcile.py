@@ -108,7 +108,7 @@ class Reconciler:
         expected = census.epoch
         if lost:
             mark = f"rebuilding:{self._holder}:{next(self._marks)}"
-            if await shard.set_epoch(expected, mark):
+            if await failpoints.through("reconcile.mark", shard.set_epoch(expected, mark)):
                 expected = mark
         return _Census(epoch.queue, shard, lost, expected, max(number or 0, epoch.epoch) + 1)
 
@@ -163,7 +163,8 @@ class Reconciler:
         if running:
             late += await self._adopt(shard, running)
         if late:
-            self._repaired("nudged", await shard.nudge([(row.id, row.priority) for row in late]))
+            nudge = shard.nudge([(row.id, row.priority) for row in late])
+            self._repaired("nudged", await failpoints.through("reconcile.nudge", nudge))
 
     async def _adopt(self, shard: Shard, rows: Sequence[OpenRow]) -> list[OpenRow]:
         """Put running tasks under their leases; those that have gone on since the page was read.
@@ -201,7 +202,8 @@ class Reconciler:
         for id_, queue, priority, age_ms in rows:
             by_queue[queue].append((id_, priority, age_ms))
         for queue, entries in by_queue.items():
-            self._repaired("dlq_added", await self._index.shard(queue).dlq_add(entries))
+            add = self._index.shard(queue).dlq_add(entries)
+            self._repaired("dlq_added", await failpoints.through("reconcile.dlq_add", add))
         return rows[-1][0] if len(rows) == self._page else None
 
     async def _dlq_entries(self, queue: str, priority: Priority, start: int) -> int | None:
@@ -212,7 +214,8 @@ class Reconciler:
         dead = await self._store.still_dead(ids)
         gone: list[tuple[str, Priority]] = [(id_, priority) for id_ in ids if id_ not in dead]
         if gone:
-            self._repaired("dlq_removed", await shard.dlq_del(gone))
+            removed = await failpoints.through("reconcile.dlq_del", shard.dlq_del(gone))
+            self._repaired("dlq_removed", removed)
         return start + len(ids) - len(gone) if len(ids) == self._page else None
 
     def _repaired(self, kind: str, n: int) -> None:

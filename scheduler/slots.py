@@ -29,14 +29,21 @@ _WEIGHT: Final = 0.02
 _STUCK_S: Final = 0.2
 """When no run has begun for so long, what waits in the buffer may be better off in another worker."""
 
-_SLOWEST_GUESS_S: Final = 0.001
-"""What a run is taken to last before any was seen: a batch to learn from, and no hoard of slow ones."""
+_SLOWEST_GUESS_S: Final = 0.05
+"""What a run is taken to last before any was seen: a few to learn from, and no hoard of slow ones. Dozens of
+quick runs correct it."""
 
 _AHEAD_BYTES: Final = 2 * 2**20
 """Payloads that may wait in the buffer, as far as the size of one in each batch tells."""
 
 _LARGEST_GUESS: Final = 2**18
 """Bytes. What a payload is taken to hold before any was seen."""
+
+_LANES: Final = 4
+"""Suspects that run at once, each alone in its process: a crash may make hundreds of innocent ones."""
+
+_LANE_IDLE_S: Final = 10.0
+"""How long a process for suspects is kept that has nothing to run."""
 
 Ended = Callable[[Lease, Result, Handler | None], None]
 GiveBack = Callable[[Sequence[Lease]], None]
@@ -52,11 +59,11 @@ class Slots:
         metrics: Metrics,
         ended: Ended,
         give_back: GiveBack,
-        solo: Solo,
+        solo: Callable[[], Solo],
     ) -> None:
-        self._solo = solo
+        self._lanes = [solo() for _ in range(_LANES)]
         self._suspects: asyncio.Queue[Lease] = asyncio.Queue()
-        self._alone: Lease | None = None
+        self._alone: dict[Solo, Lease] = {}
         self._give_back = give_back
         self.size = settings.worker_pool
         self._registry = registry
@@ -80,19 +87,20 @@ class Slots:
         """Open the slots."""
         self._tasks = [asyncio.create_task(self._slot(i), name=f"slot {i}") for i in range(self.size)]
         self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
-        self._tasks.append(asyncio.create_task(self._run_suspects(), name="suspects"))
+        self._tasks += [asyncio.create_task(self._lane(solo), name="suspects") for solo in self._lanes]
 
     async def close(self) -> None:
         """Close the slots. Handlers in threads that still run are left to themselves."""
         for task in self._tasks:
             task.cancel()
-        await self._solo.close()
+        for solo in self._lanes:
+            await solo.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def busy(self) -> int:
         """How many handlers run."""
-        return len(self._running) + (self._alone is not None)
+        return len(self._running) + len(self._alone)
 
     def room(self) -> int:
         """How many more tasks are worth leasing now."""
@@ -126,7 +134,7 @@ class Slots:
         return len(self._running) == self.size and all(r.started < since for r in self._running.values())
 
     def put(self, leases: Sequence[Lease]) -> None:
-        """Line up leases, to be run in this order; suspects wait for their turn to run alone."""
+        """Line up leases, to be run in this order; suspects wait for a process to run alone in."""
         if leases:
             self._weigh(leases[0])
         for lease in leases:
@@ -157,15 +165,16 @@ class Slots:
         for running in self._running.values():
             if running.lease is lease:
                 running.end("lost")
-        if self._alone is lease:
-            self._solo.end("lost")
+        for solo, alone in self._alone.items():
+            if alone is lease:
+                solo.end("lost")
 
     def interrupt(self) -> None:
         """End every run because the worker stops."""
         for running in self._running.values():
             running.end("stopping")
-        if self._alone is not None:
-            self._solo.end("stopping")
+        for solo in self._alone:
+            solo.end("stopping")
 
     async def _slot(self, number: int) -> None:
         task = asyncio.current_task()
@@ -208,20 +217,25 @@ class Slots:
     def _timeout(self, lease: Lease, handler: Handler) -> int:
         return lease.timeout_ms or handler.timeout_ms or self._timeout_ms
 
-    async def _run_suspects(self) -> None:
+    async def _lane(self, solo: Solo) -> None:
         """Run suspects one after the other, each alone in a process of its own."""
         while True:
-            lease = await self._suspects.get()
+            try:
+                async with asyncio.timeout(_LANE_IDLE_S if solo.started else None):
+                    lease = await self._suspects.get()
+            except TimeoutError:
+                await solo.close()
+                continue
             handler = self._registry.get(lease.type)
             if handler is None or lease.lost:
                 self._refuse(lease)
                 continue
             lease.renews = handler.heartbeat
-            self._alone = lease
+            self._alone[solo] = lease
             try:
-                result = await self._solo.run(lease, self._timeout(lease, handler))
+                result = await solo.run(lease, self._timeout(lease, handler))
             finally:
-                self._alone = None
+                del self._alone[solo]
             self._ended(lease, result, handler)
             self.room_made.set()
 
@@ -249,6 +263,7 @@ class Slots:
                     running.end("lost")
                 elif running.context.deadline <= now:
                     running.end("timed_out")
-            if self._alone is not None and self._alone.expires <= now:
-                self._alone.lost = True
-                self._solo.end("lost")
+            for solo, lease in self._alone.items():
+                if lease.expires <= now:
+                    lease.lost = True
+                    solo.end("lost")

@@ -1,4 +1,4 @@
-"""Solo: runs suspects alone, one at a time, in a child process.
+"""Solo: runs suspects, one at a time, in a child process. A worker has a few of these.
 
 When a worker dies, everything that it held is lost, the guilty task and its neighbours alike. Each of them
 is a suspect from then on and runs here: if the child dies, the one task that it ran is the culprit, and only
@@ -61,6 +61,11 @@ class Solo:
         self._child: asyncio.subprocess.Process | None = None
         self._cause: Cause | None = None
         self._log = log.get("solo")
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a child."""
+        return self._child is not None
 
     async def run(self, lease: Lease, timeout_ms: int) -> Result:
         """Run one task alone. A child that dies without a result makes the run `died`."""

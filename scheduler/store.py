@@ -106,6 +106,8 @@ class Store:
         self._known_queues: set[str] = set()
         self.polled: float | None = None
         """When Postgres last answered, as a reading of clock.monotonic."""
+        self.worker_polled: float | None = None
+        """When a worker last looked into a queue, as far as `last_poll_s` has seen; the same clock."""
 
     @classmethod
     async def open(cls, settings: Settings, *, name: str, max_conns: int) -> Store:
@@ -376,6 +378,7 @@ class Store:
     async def last_poll_s(self) -> float | None:
         """Seconds since any worker last looked into the queue, or None if none ever did."""
         value = (await self._run("last_poll"))[0][0]
+        self.worker_polled = None if value is None else clock.monotonic() - float(value)
         return None if value is None else float(value)
 
     # the fleet

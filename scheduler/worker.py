@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any, Final
 
-from scheduler import clock, log
+from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
 from scheduler.handlers import Handler, Registry
@@ -30,7 +31,7 @@ from scheduler.housekeeping import Housekeeper
 from scheduler.lease import Lessor
 from scheduler.loop import Loop
 from scheduler.metrics import Metrics
-from scheduler.model import Lease, Result
+from scheduler.model import Lease, Result, Settlement
 from scheduler.pump import Pump
 from scheduler.queue import Index
 from scheduler.reaper import Reaper
@@ -41,6 +42,8 @@ from scheduler.slots import Slots
 from scheduler.solo import Solo
 from scheduler.store import Store, WorkerIdentity
 
+EXIT_AT_ONCE: Final = 1
+"""Exit code of a worker that a second signal ended."""
 EXIT_STUCK: Final = 70
 """Exit code of a worker that gave up: a handler could not be ended, or has broken what the worker works with
 (EX_SOFTWARE of sysexits.h)."""
@@ -95,7 +98,7 @@ class Worker:
         metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
 
         self._lessor = Lessor(store, index, settings, metrics, worker=me.id, held=held)
-        self._slots = Slots(registry, settings, metrics, self._ended, self._release, Solo(app))
+        self._slots = Slots(registry, settings, metrics, self._ended, self._release, lambda: Solo(app))
         self._settler = Settler(store, index, settings, metrics, worker=me.id, held=held)
         self._heartbeat = Heartbeat(
             settings, metrics, me, held, pulse=self._pulse, lost=self._lose, watch=self._end_if_stuck
@@ -127,6 +130,22 @@ class Worker:
     def stop(self) -> None:
         """Ask the worker to stop. `run` returns once it has."""
         self._stopping.set()
+
+    def stop_on_signals(self) -> None:
+        """Stop at the first SIGTERM or SIGINT; at the second, end the process at once."""
+        signals = 0
+
+        def on_signal(_number: int, _frame: object) -> None:
+            nonlocal signals
+            signals += 1
+            if signals > 1:
+                os._exit(EXIT_AT_ONCE)
+            with contextlib.suppress(RuntimeError):  # the loop has closed: we are leaving already
+                self._loop.call_soon_threadsafe(self.stop)
+
+        # Not the loop's own handlers: those wait until it turns, and a handler of a task may be blocking it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
 
     async def run(self) -> None:
         """Work until `stop` is called, then finish in good order.
@@ -252,13 +271,25 @@ class Worker:
             for lease in rest
         ]
         try:
-            if batch:
-                await store.settle(batch, worker=self.identity.id)
-            await store.leave(self.identity.id)
-        except SchedulerError as error:
-            self._log.error("could not settle before leaving", error=str(error))
+            await self._part(store, batch)
         finally:
             os._exit(EXIT_STUCK)
+
+    async def _part(self, store: Store, batch: Sequence[Settlement]) -> None:
+        """Settle what can be settled and sign off, each whether or not the other can be done.
+
+        The reaper would take a worker that has not signed off for one that lives, and charge what it held.
+        """
+        try:
+            if batch:
+                settle = store.settle(batch, worker=self.identity.id)
+                await failpoints.through("leave.commit", settle)
+        except SchedulerError as error:
+            self._log.error("could not settle before leaving", error=str(error))
+        try:
+            await store.leave(self.identity.id)
+        except SchedulerError as error:
+            self._log.error("could not sign off before leaving", error=str(error))
 
     # Stopping
 

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -53,6 +54,8 @@ IDLE = {"RECONCILE_INTERVAL_MS": "3600000"}
 _NUMBERS = count(1)
 _HIT_S = 20.0
 _QUIET_S = 25.0
+SHORT_QUIET_S = 6.0
+"""How long a broken build is waited for: what it has lost may never come."""
 _LOOK_S = 0.03
 _TABLES = "tasks, task_runs, idempotency_keys, workers, leaders, task_moves"
 
@@ -87,6 +90,7 @@ class Stage:
                 part.log.unlink(missing_ok=True)
         self.stand.parts[:] = [self.api]
         self._results.clear()
+        self.quiet_s = _QUIET_S
         self.query(f"TRUNCATE {_TABLES}")
         self.forget()
 
@@ -124,12 +128,26 @@ class Stage:
         """A running worker."""
         return self.part("worker", crash, **env)
 
-    def recover(self, part: Part, crash: str) -> None:
-        """See that the part has met its failpoint; start it again, without one, if that was its end."""
+    def hellish(self, crash: str) -> Part:
+        """A running worker with the handlers of hell.py."""
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parent), self.stand.env.get("PYTHONPATH"))))
+        env = {"SCHEDULER_FAILPOINT": crash, "PYTHONPATH": path}
+        part = self.stand.worker(f"worker-{len(self.stand.parts)}", **env)
+        part.args[-1] = "hell"
+        return part.start()
+
+    def recover(self, part: Part, crash: str, *, ends: int | None = None) -> None:
+        """See that the part has met its failpoint; start it again, without one, if that was its end.
+
+        Args:
+            part: An API or a worker.
+            crash: The failpoint that it is armed with.
+            ends: With which code it ends there if it is not killed; None: it goes on.
+        """
         point, mode = crash.split(":")[:2]
         self.until(lambda: f"failpoint {point}:{mode} was hit" in part.said(), _HIT_S, f"{crash} was not hit")
-        if mode == "kill":
-            assert part.wait(5) == -9
+        if mode == "kill" or ends is not None:
+            assert part.wait(5) == (-9 if mode == "kill" else ends)
             part.env["SCHEDULER_FAILPOINT"] = ""
             part.start()
         assert part.alive
@@ -149,6 +167,12 @@ class Stage:
         with redis.Redis.from_url(self.redis_url) as client:
             client.delete(*(client.keys(f"{self.prefix}:*") or ["none"]))
 
+    def put_off(self) -> None:
+        """Let Redis keep for ever what waits in it for its time, as after its clock was far ahead."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            for key in client.keys(f"{self.prefix}:*:retry:*"):
+                client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 10**15))
+
     # observing
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
@@ -167,6 +191,12 @@ class Stage:
         while not holds():
             assert time.monotonic() < deadline, what
             time.sleep(_LOOK_S)
+
+    def reconciled(self) -> bool:
+        """Whether a pass of reconcile has come to its end since Redis lost everything."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            epochs = [client.get(key) for key in client.keys(f"{self.prefix}:*:epoch")]
+        return bool(epochs) and all(epoch and epoch.isdigit() for epoch in epochs)
 
     @property
     def statuses(self) -> set[int]:
@@ -247,12 +277,12 @@ def stage(healthy_stage: Stage) -> Iterator[Stage]:
 
 @pytest.fixture
 def broken(servers: Servers) -> Iterator[Callable[[str], Stage]]:
-    """Make a stage whose processes are a broken build; it does not wait long for what may never come."""
+    """Make a stage whose processes are a broken build, and which waits for SHORT_QUIET_S only."""
     with ExitStack() as stack:
 
         def make(name: str) -> Stage:
             stage = stack.enter_context(staged(servers, stack.enter_context(made(name))))
-            stage.quiet_s = 6.0
+            stage.quiet_s = SHORT_QUIET_S
             return stage
 
         yield make

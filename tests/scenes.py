@@ -8,11 +8,13 @@ where a process died or a handler slept past its lease: an error on the way cost
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 from fix_stage import IDLE, LEASE_MS, MAX_LOSSES, Red, Stage, body
+from refusal import refusing
+
+from scheduler.worker import EXIT_STUCK
 
 Scene = Callable[[Stage, str], None]
 
@@ -94,6 +96,26 @@ def reap(stage: Stage, crash: str) -> None:
     stage.judge(lost=None if crash.endswith(":kill") else 3 * (MAX_LOSSES + 1))
 
 
+def leave(stage: Stage, crash: str) -> None:
+    """A worker fails while it settles what it holds, before it leaves a handler that cannot be ended."""
+    blocks = body("blocks", retries=0, s=60) | {"timeout_ms": 300}
+    stage.send([body("noop"), blocks, *[body("naps", s=3)] * 2, body("noop")])
+    worker = stage.hellish(crash)
+    stage.recover(worker, crash, ends=EXIT_STUCK)
+
+    def ended() -> bool:
+        worker.start()  # as its supervisor would
+        return not stage.count("tasks WHERE finished_at IS NULL")
+
+    stage.until(ended, 25, "they do not end")
+    settled = crash.endswith((":kill", ":lost"))
+    stage.judge(lost=0 if settled else None)
+    if stage.count("task_runs WHERE outcome = 'timed_out'") != 1:
+        raise Red("the handler that cannot be ended has not timed out once")
+    if stage.count("task_runs WHERE error LIKE '%while the worker lived%'") and not crash.endswith(":kill"):
+        raise Red("the worker did not sign off: what it held is charged")
+
+
 def reconcile(stage: Stage, crash: str) -> None:
     """Reconcile fails while it pushes what Redis has lost: as a command, or in a worker, to be late."""
     late = crash.endswith(":late")
@@ -115,14 +137,51 @@ def adopt(stage: Stage, crash: str) -> None:
     stage.send([body("gate", path=str(opened))] * 4)
     stage.worker(**IDLE)
     stage.until(lambda: stage.count("tasks WHERE status = 'running'") == 4, 10, "they do not run")
-    stage.until(lambda: stage.count("leaders WHERE name = 'reconcile'"), 10, "nobody leads")
-    stage.query("DELETE FROM leaders")
+    idle_leads(stage)
     stage.forget()
+    one_pass(stage, crash)
+    opened.touch()
+    stage.judge(lost=0)
+
+
+def idle_leads(stage: Stage) -> None:
+    """Wait until the idle worker has made its one pass, and depose it."""
+    stage.until(stage.reconciled, 10, "nobody has made a pass")
+    stage.query("DELETE FROM leaders")
+
+
+def one_pass(stage: Stage, crash: str) -> None:
+    """Reconcile fails as a command, or in a worker, to be late."""
     if crash.endswith(":late"):
         stage.recover(stage.worker(crash), crash)
     else:
         stage.command(crash, "reconcile")
-    opened.touch()
+
+
+def nudge(stage: Stage, crash: str) -> None:
+    """Reconcile fails while it makes due what is due by its row and would wait in Redis for ever."""
+    stage.send([body("work", delay_ms=200, ms=50)] * 6)
+    stage.put_off()
+    stage.recover(stage.worker(crash), crash)
+    stage.judge(lost=no_loss(crash))
+
+
+def show(stage: Stage, crash: str) -> None:
+    """Reconcile fails while it shows the dead letters that Redis has lost."""
+    letters(stage, **IDLE)
+    idle_leads(stage)
+    stage.forget()
+    one_pass(stage, crash)
+    stage.judge(lost=0)
+
+
+def unshow(stage: Stage, crash: str) -> None:
+    """Reconcile fails while it takes away what is no dead letter any more: a purge has died half-way."""
+    letters(stage, **IDLE)
+    idle_leads(stage)
+    stage.stand.command("dlq", "purge", "--all", SCHEDULER_FAILPOINT="purge.commit:kill")
+    assert not stage.count("tasks WHERE dead_at IS NOT NULL")
+    one_pass(stage, crash)
     stage.judge(lost=0)
 
 
@@ -136,10 +195,10 @@ def cancel(stage: Stage, crash: str) -> None:
         raise Red("the task is not cancelled")
 
 
-def letters(stage: Stage, n: int = 6) -> None:
-    """Make dead letters."""
+def letters(stage: Stage, n: int = 6, **env: str) -> None:
+    """Make dead letters, by a worker with these variables."""
     stage.send([body("always_fail", retries=0)] * n)
-    stage.worker()
+    stage.worker(**env)
     stage.until(lambda: stage.count("tasks WHERE dead_at IS NOT NULL") == n, 10, "they do not die")
 
 
@@ -170,8 +229,12 @@ SCENES: dict[str, Scene] = {
     "release": release,
     "pump": pump,
     "reap": reap,
+    "leave": leave,
     "reconcile": reconcile,
     "reconcile.adopt": adopt,
+    "reconcile.nudge": nudge,
+    "reconcile.dlq_add": show,
+    "reconcile.dlq_del": unshow,
     "cancel": cancel,
     "redrive": redrive,
     "purge": purge,
@@ -187,30 +250,11 @@ def play(stage: Stage, crash: str) -> None:
 
 # A batch that Postgres refuses for one value in it.
 
-_REFUSE = """
-CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION 'this value is refused' USING ERRCODE = '22023';
-END
-$$;
-CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse();
-"""
-
-
-@contextmanager
-def refusing(stage: Stage, table: str, when: str) -> Iterator[None]:
-    """Let Postgres refuse rows as it refuses a value that no column can hold."""
-    stage.query(_REFUSE.format(table=table, when=when))
-    try:
-        yield
-    finally:
-        stage.query(f"DROP TRIGGER refuse ON {table}; DROP FUNCTION refuse()")
-
 
 def refused_tasks(stage: Stage) -> None:
     """Some tasks of a group commit are refused, and their neighbours are not."""
     bodies = [body("noop", poison=n % 4 == 0) for n in range(80)]
-    with refusing(stage, "tasks", "(NEW.payload ->> 'poison')::boolean"):
+    with refusing(stage.query, "tasks", "(NEW.payload ->> 'poison')::boolean"):
         stage.send(bodies, senders=16, refused=20)
     stage.worker()
     stage.judge(lost=0)
@@ -219,6 +263,6 @@ def refused_tasks(stage: Stage) -> None:
 def refused_outcomes(stage: Stage) -> None:
     """The error texts of some outcomes are refused: these are settled without, and their neighbours whole."""
     stage.send([*[body("always_fail", retries=0)] * 6, *[body("noop")] * 30])
-    with refusing(stage, "task_runs", "NEW.error LIKE '%always_fail%'"):
+    with refusing(stage.query, "task_runs", "NEW.error LIKE '%always_fail%'"):
         stage.worker()
         stage.judge(lost=0)

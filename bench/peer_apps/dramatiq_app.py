@@ -1,20 +1,38 @@
-"""Dramatiq, as a program: noops on one Redis.
+"""Dramatiq, as a program: its own default middleware, and no result backend.
 
-    python dramatiq_app.py enqueue N              # one by one: it has no call for many
-    dramatiq dramatiq_app -p 3 -t 12              # the workers, until SIGTERM
+    dramatiq dramatiq_app -p 3 -t 12    # the workers, until SIGTERM
 
-PEER_URL is the Redis. Its own default middleware, and no result backend.
+With PEER_LEASE_S a worker without a heartbeat for so many seconds is taken for dead (`heartbeat_timeout`),
+and every tenth command looks for such (`maintenance_chance`).
 """
 
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import dramatiq
+import program
 from dramatiq.brokers.redis import RedisBroker
 
-dramatiq.set_broker(RedisBroker(url=os.environ["PEER_URL"]))
+WATCH: dict[str, Any] = {}
+if lease := os.environ.get("PEER_LEASE_S"):
+    WATCH = {"heartbeat_timeout": int(lease) * 1000, "maintenance_chance": 100_000}
+
+
+class Up(dramatiq.Middleware):
+    """Says when a worker process serves."""
+
+    def after_worker_boot(self, broker: Any, worker: Any) -> None:  # noqa: ARG002 - it is given
+        """Say so."""
+        program.ready()
+
+
+broker = RedisBroker(url=os.environ["PEER_URL"], **WATCH)
+broker.add_middleware(Up())
+dramatiq.set_broker(broker)
 
 
 @dramatiq.actor
@@ -22,10 +40,23 @@ def noop() -> None:
     """Do nothing."""
 
 
+@dramatiq.actor
+def work(place: int, due: float, ms: int) -> None:
+    """The work."""
+    program.work(place, due, ms)
+
+
+def burst(n: int) -> None:
+    """One by one: it has no call for many."""
+    for _ in range(n):
+        noop.send()
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[tuple[program.Burst, program.Send]]:
+    """Its own calls."""
+    yield burst, work.send
+
+
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["enqueue", n]:
-            for _ in range(int(n)):
-                noop.send()
-        case _:
-            sys.exit(__doc__)
+    program.main(client)

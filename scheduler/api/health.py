@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from scheduler import clock
 from scheduler.api.backend import Needs
 from scheduler.api.openapi import answers, new_router
 from scheduler.api.problems import NOT_READY, Problem
-from scheduler.api.views import HealthView, ReadyView
+from scheduler.api.views import HealthView, PollAges, ReadyView
 from scheduler.errors import SchedulerError
 
 PATIENCE_S: Final = 2.0
@@ -26,17 +27,25 @@ async def health() -> HealthView:
 
 @router.get("/readyz", responses=answers(NOT_READY))
 async def ready(backend: Needs) -> ReadyView:
-    """Say whether both stores answer, and when a worker last looked for work."""
-    polled, pinged = await _in_time(backend.store.last_poll_s(), backend.index.ping())
+    """Say whether both stores answer, and how long ago the last polls were."""
+    store, index = backend.store, backend.index
+    polled, pinged = await _in_time(store.last_poll_s(), index.ping())
     up = {"postgres": _succeeded(polled), "redis": _succeeded(pinged)}
-    last_poll_s = polled.result() if up["postgres"] else None
+    # What Postgres said the last time, while it is away.
+    last_poll_s = _age_s(store.worker_polled)
+    ages = PollAges(postgres=_age_s(store.polled), redis=_age_s(index.polled))
     if not all(up.values()):
         raise Problem(
             NOT_READY,
-            f"No answer from {' and '.join(store for store in up if not up[store])}.",
-            extra={store: "up" if up[store] else "down" for store in up} | {"last_poll_s": last_poll_s},
+            f"No answer from {' and '.join(name for name in up if not up[name])}.",
+            extra={name: "up" if up[name] else "down" for name in up}
+            | {"last_poll_s": last_poll_s, "last_poll_age_s": ages.model_dump()},
         )
-    return ReadyView(last_poll_s=last_poll_s)
+    return ReadyView(last_poll_s=last_poll_s, last_poll_age_s=ages)
+
+
+def _age_s(at: float | None) -> float | None:
+    return None if at is None else round(clock.monotonic() - at, 3)
 
 
 async def _in_time(*calls: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:

@@ -49,7 +49,12 @@ _SAMPLES: Final = {
         Problem(
             problems.NOT_READY,
             "No answer from redis.",
-            extra={"postgres": "up", "redis": "down", "last_poll_s": 0.4},
+            extra={
+                "postgres": "up",
+                "redis": "down",
+                "last_poll_s": 0.4,
+                "last_poll_age_s": {"postgres": 0.002, "redis": 12.3},
+            },
         ),
     )
 }

@@ -165,6 +165,13 @@ class HealthView(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class PollAges(BaseModel):
+    """Seconds since each store last answered this process; null if it never did."""
+
+    postgres: float | None
+    redis: float | None
+
+
 class ReadyView(BaseModel):
     """The process can do its work."""
 
@@ -172,8 +179,10 @@ class ReadyView(BaseModel):
     postgres: Literal["up"] = "up"
     redis: Literal["up"] = "up"
     last_poll_s: float | None = Field(
-        description="Seconds since any worker last looked into a queue; null if none ever did."
+        description="Seconds since any worker last looked into a queue; null if none is known to have."
+        " While Postgres is away, counted on from its last answer to this question."
     )
+    last_poll_age_s: PollAges
 
 
 def task_json(task: Task) -> str:

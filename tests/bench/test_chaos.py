@@ -82,6 +82,16 @@ def test_offences_and_faults_that_did_not_land_are_told():
     assert rest == ["  lost: 2 (gone) a b", "  not landed: worker_killed at 4.0 s"]
 
 
+def test_a_run_that_does_not_count_is_not_told_as_passed():
+    assert chaos.line(record(3, landed=1)).startswith("seed 3: does not count; 1 of 2 faults landed")
+
+
+def test_only_what_counts_has_passed():
+    told = chaos.summary([record(3), record(4, landed=1), record(5, offenders=1, landed=1)])
+    assert (told["runs"], told["counted"], told["passed"]) == (3, 1, 1)
+    assert (told["failed_seeds"], told["uncounted_seeds"]) == ([5], [4, 5])
+
+
 def test_a_series_is_summed_up():
     told = chaos.summary([record(3) | {"commit": "abc1234"}, record(4, offenders=1, landed=1)])
     assert told == {
@@ -131,22 +141,28 @@ def test_a_series_is_summed_up():
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Run `bench chaos` with runs that are made up; (exit code, the seeds that were run)."""
+    """Run `bench chaos` at a commit, with runs that are made up; (exit code, the seeds that were run)."""
     out = tmp_path / "results" / "chaos.jsonl"
     fates: dict[int, dict[str, Any]] = {}
     ran: list[int] = []
+    now = ["abc1234"]
 
     def run(seed: int, seconds: float, *, build: str | None, out: Any) -> dict[str, Any]:
         ran.append(seed)
         made = record(seed, **fates.get(seed, {})) | {"seconds": seconds, "build": build}
+        made["commit"] = now[0]
         out.parent.mkdir(exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps(made) + "\n")
         return made
 
     monkeypatch.setattr(chaos, "run_and_keep", run)
+    monkeypatch.setattr(chaos.record, "commit", lambda: now[0])
 
-    def call(*words: str, fate: dict[int, dict[str, Any]] | None = None) -> tuple[int, list[int]]:
+    def call(
+        *words: str, fate: dict[int, dict[str, Any]] | None = None, commit: str = "abc1234"
+    ) -> tuple[int, list[int]]:
+        now[0] = commit
         fates.clear()
         fates.update(fate or {})
         ran.clear()
@@ -183,10 +199,37 @@ def test_a_record_holds_what_was_run_now_and_before(command, tmp_path):
 
 
 def test_what_did_not_count_or_was_another_run_is_run_again(command):
-    assert command("--seeds", "1-2", fate={2: {"landed": 1}}) == (0, [1, 2])
+    assert command("--seeds", "1-2", fate={2: {"landed": 1}}) == (1, [1, 2])
     assert command("--seeds", "1-2") == (0, [2])
     assert command("--seeds", "1-2", "--seconds", "30") == (0, [1, 2])
     assert command("--seeds", "1-2", "--build", "fence-off") == (0, [1, 2])
+
+
+def test_what_another_commit_has_found_is_run_again(command, tmp_path):
+    path = tmp_path / "chaos.json"
+    assert command("--seeds", "1-2") == (0, [1, 2])
+    assert command("--seeds", "1-3", "--out", str(path), commit="def5678") == (0, [1, 2, 3])
+    kept = read(path)
+    assert {kept["commit"], *(run["commit"] for run in kept["result"]["seeds"])} == {"def5678"}
+    assert command("--seeds", "1-2") == (0, [])
+
+
+def test_a_seed_that_does_not_count_is_no_success(command):
+    assert command("--seed", "4", fate={4: {"landed": 1}}) == (1, [4])
+
+
+def test_a_run_is_kept_with_the_commit_that_it_began_with(monkeypatch, tmp_path):
+    commits = ["abc1234"]
+
+    def run(seed: int, *_: object, **__: object) -> dict[str, Any]:
+        commits.append("def5678")
+        return record(seed)
+
+    monkeypatch.setattr(chaos, "run", run)
+    monkeypatch.setattr(chaos.record, "commit", lambda: commits[-1])
+    found = chaos.run_and_keep(1, 25.0, build=None, out=tmp_path / "chaos.jsonl")
+    assert found["commit"] == "abc1234"
+    assert list(chaos.read(tmp_path / "chaos.jsonl")) == [found]
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path):

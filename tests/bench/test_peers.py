@@ -8,34 +8,72 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fix_process import alive, until
 
+from bench import contest, marks, peer
 from bench.cli import main
-from bench.known_peers import Dramatiq, PgQueuer
-from bench.peer import APPS
-from bench.peers import best_of, judged, overview
+from bench.known_peers import PEERS
+from bench.lineup import Entry, Lineup, gathered, present
+from bench.marks import Mark
+from bench.peer import APPS, Entrant, Peer, Setup
+from bench.peer_stores import Counted, total
 from bench.rows import AIM_MISSED, MUST_MISSED, OK
+from bench.standings import best_of, drained, judged, lost, waited
 from bench.stats import middle_rate
+from scheduler.embedded import Redis
+from scheduler.errors import StartError
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
-import signal, sys, types
+import signal, sys
 from bench import peer
 
-peer.PLACE.mkdir(parents=True, exist_ok=True)
-worker = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
-stub = types.SimpleNamespace(
-    name="stub", ready="up", commands=lambda setup: [worker], env=lambda setup: {"PATH": "/usr/bin:/bin"}
-)
-with peer.running(stub, peer.Setup("stub", "a stub", 1)) as fleet:
+worker = [sys.executable, "-c", f"import time; print({peer.READY!r}, flush=True); time.sleep(60)"]
+with peer.running("stub", [worker], 1, {"PATH": "/usr/bin:/bin"}) as fleet:
     peer.send(fleet, signal.SIGSTOP)
     print(fleet[0].pid, flush=True)
     signal.pause()
 """
 """A command that has frozen the workers of a peer and then does nothing more."""
+
+TOY = """
+import os, signal, sys
+from contextlib import asynccontextmanager
+import program, redis
+
+client_ = redis.Redis.from_url(os.environ["PEER_URL"], decode_responses=True)
+
+
+def noops(n):
+    client_.rpush("toy", *["noop"] * n)
+
+
+def send(place, due, ms):
+    client_.rpush("toy", f"{place} {due} {ms}")
+
+
+@asynccontextmanager
+async def client():
+    yield noops, send
+
+
+async def serve():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    program.ready()
+    while True:
+        _, task = client_.blpop("toy")
+        if task != "noop":
+            place, due, ms = task.split()
+            program.work(int(place), float(due), int(ms))
+
+
+program.main(client, serve=serve)
+"""
+"""A queue that forgets what it has popped."""
 
 PEER_OF = {"fast": "pgqueuer", "slow": "pgqueuer", "threads": "dramatiq"}
 
@@ -53,6 +91,31 @@ def rounds(ours: float, fast: float, threads: float) -> list[dict[str, float]]:
         }
         for pace, slow in ((1.0, 1.01 * fast), (2.0, 1.0))
     ]
+
+
+def entry(told: str, kept: str) -> Entry:
+    return Entry(told.lower(), told, kept, dict)
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The toy with workers of one process each, as an installed peer on a Redis of its own."""
+    monkeypatch.setattr(peer, "PLACE", tmp_path / "peers")
+    monkeypatch.setenv("PYTHONPATH", str(APPS))
+    program = tmp_path / "toy_app.py"
+    program.write_text(TOY)
+    python = tmp_path / "peers" / "toy" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    setup = Setup("toy", "as it is", "python {app} serve")
+    store = Counted(total("LLEN toy"))
+    told = Peer("toy", "Toy", str(program), (), "nothing", "It forgets.", "redis", store, (setup,), setup)
+    with Redis(tmp_path / "redis", settings={"appendonly": "no"}) as server:
+        yield Entrant(told, server.url, server.pid, tmp_path / "marks")
+
+
+# --- the judgement ---
 
 
 def test_the_setup_with_the_best_median_stands_for_a_peer():
@@ -76,10 +139,22 @@ def test_a_setup_that_does_a_peer_no_justice_is_seen():
 
 
 def test_every_arm_is_told_with_what_it_keeps():
-    told = {"ours": ("Scheduler", "all"), "pgbench": ("pgbench", "rows"), "fast": ("PgQueuer", "a log")}
-    lines = overview(rounds(30_000, 9_000, 6_000), told).splitlines()
+    told = {
+        "ours": entry("Scheduler", "all"),
+        "pgbench": entry("pgbench", "rows"),
+        "fast": entry("P", "a log"),
+    }
+    lines = drained(rounds(30_000, 9_000, 6_000), told).splitlines()
     assert lines[2] == "| Scheduler | 45,000 (30,000..60,000) | 3.00× | 50 µs | all |"
-    assert lines[4] == "| PgQueuer | 13,500 (9,000..18,000) | 0.90× |  | a log |"
+    assert lines[4] == "| P | 13,500 (9,000..18,000) | 0.90× |  | a log |"
+    waits = {"ours.p50": 1.0, "ours.p95": 2.25, "ours.p99": 1234.5}
+    assert waited([waits], {"ours": told["ours"]}).endswith(
+        "| Scheduler | 1.0 ms | 2.2 ms | 1,234.5 ms | all |"
+    )
+    toll = {"ours.held": 12, "ours.again": 11, "ours.lost": 1, "ours.twice": 0, "ours.last_s": 6.5}
+    table = lost([toll], {"ours": told["ours"]}, 90)
+    assert "Not done within 90 s" in table
+    assert table.endswith("| Scheduler | 12 | 11 | 1 | 0 | 6.5 s | all |")
 
 
 def test_the_middle_rate_leaves_out_how_a_run_begins_and_ends():
@@ -92,19 +167,57 @@ def test_the_middle_rate_leaves_out_how_a_run_begins_and_ends():
         middle_rate([])
 
 
-def test_the_extra_names_what_the_command_installs():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    installed = {*PgQueuer.requirements, *Dramatiq.requirements}
-    assert set(project["optional-dependencies"]["peers"]) | {"uvloop>=0.21"} == installed
-    assert "uvloop>=0.21" in project["dependencies"]
+# --- the marks ---
 
 
-@pytest.mark.parametrize("path", sorted(APPS.glob("*.py")), ids=lambda path: path.name)
-def test_a_program_of_a_peer_needs_nothing_of_ours(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not [name for name in imported if re.match(r"(bench|scheduler)\b", name)]
+def test_a_wait_lasts_until_a_task_first_begins():
+    found = [Mark(False, 0, 10.0, 7, 10.5), Mark(True, 0, 10.0, 7, 10.6), Mark(False, 0, 10.0, 8, 19.0)]
+    assert marks.latencies(found) == {"p50": 500, "p95": 500, "p99": 500}
+    assert marks.latencies(found, {0: 10.25})["p99"] == 250
+
+
+def test_the_toll_of_a_kill_tells_what_ran_what_was_done_again_and_what_never_was():
+    def run(place, pid, began, ended=None):
+        last = [] if ended is None else [Mark(True, place, 0.0, pid, ended)]
+        return [Mark(False, place, 0.0, pid, began), *last]
+
+    found = [*run(0, 7, 1.0, 2.0), *run(1, 7, 2.0), *run(2, 7, 2.0), *run(3, 8, 2.0, 3.0)]
+    found += [*run(1, 8, 9.0, 9.5), *run(3, 8, 9.0, 10.0)]
+    toll = marks.toll(found, 5, {7}, killed_at=2.5)
+    assert toll == {"held": 2, "again": 1, "lost": 2, "twice": 1, "last_s": 7.5}
+
+
+def test_half_a_line_is_not_read(tmp_path):
+    path = tmp_path / "marks"
+    assert marks.read(path) == []
+    path.write_text("began 0 1.5 7 2.5\nended 0 1.5 7 2.")
+    assert marks.read(path) == [Mark(False, 0, 1.5, 7, 2.5)]
+
+
+# --- the contest ---
+
+
+def test_a_queue_that_forgets_is_found_out(toy):
+    toll = contest.kill(toy, 30, patience_s=2)
+    assert toll["held"] == toll["lost"] == 1
+    assert toll["again"] == toll["twice"] == 0
+
+
+def test_a_burst_and_a_pace_are_measured_by_the_same_means_for_all(toy):
+    burst = contest.burst(toy, toy.peer.setups[0], 2000)
+    assert burst["rate"] > 100
+    assert burst["cpu_us"] > 0
+    waits = contest.pace(toy, toy.peer.setups[0], 25)
+    assert 0 <= waits["p50"] <= waits["p95"] <= waits["p99"] < 5000
+
+
+def test_workers_that_do_not_start_are_told(toy):
+    broken = replace(toy.peer.setups[0], command="python {app} nonsense")
+    with (
+        pytest.raises(StartError, match=r"the workers of toy did not start: see .*toy\.log"),
+        toy.running(broken),
+    ):
+        pass
 
 
 def test_frozen_workers_of_a_peer_end_with_a_killed_command():
@@ -115,14 +228,84 @@ def test_frozen_workers_of_a_peer_end_with_a_killed_command():
     until(lambda: not alive(worker))
 
 
+# --- who takes part ---
+
+
+def test_a_peer_that_fails_is_named_and_the_others_go_on():
+    def stalls():
+        raise StartError("it does not start")
+
+    contestants = Lineup(me=None, marks=Path())
+    arms = {
+        name: contestants.attempt(name, arm) for name, arm in (("a", stalls), ("b", lambda: {"rate": 1.0}))
+    }
+    assert [dict(arm()) for arm in arms.values()] == [{}, {"rate": 1.0}]
+    assert contestants.absent == {"a": "it does not start"}
+    entries = {"a": entry("A", ""), "b": entry("B", "")}
+    assert list(present(entries, [{"a.rate": 1.0, "b.rate": 1.0}, {"b.rate": 1.0}])) == ["b"]
+
+
+def test_what_cannot_be_installed_is_not_measured_and_the_reason_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peer, "PLACE", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(peer.shutil, "which", lambda program, **_: None if program == "npm" else program)
+    [bullmq] = [each for each in PEERS if each.name == "bullmq"]
+    [rq] = [each for each in PEERS if each.name == "rq"]
+    with gathered([rq, bullmq]) as contestants:
+        assert contestants.entrants == []
+    assert contestants.absent["bullmq"] == "npm is not found"
+    assert re.match(r"rq: `.*pip install .*` failed: .*rq", contestants.absent["rq"])
+
+
+def test_the_extra_names_what_the_command_installs_where_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {
+        line for each in PEERS if each.of_python and each.name != "arq" for line in each.requirements
+    }
+    ours = {line for line in installed if line in project["dependencies"]}
+    assert ours == {"uvloop>=0.21", "psycopg[binary]>=3.2.3"}
+    assert set(project["optional-dependencies"]["peers"]) == installed - ours
+
+
+def test_every_peer_is_told_with_its_durability_its_caveat_and_what_it_was():
+    assert len({each.name for each in PEERS}) == len(PEERS) == 10
+    names = [setup.name for each in PEERS for setup in (*each.setups, each.safe)]
+    assert len(set(names)) == len(names)
+    for each in PEERS:
+        assert (APPS / each.program).exists()
+        assert each.durability.startswith(("Postgres, fsync", "Redis in memory"))
+        assert each.caveat.endswith(".")
+        assert each.before > 0
+
+
+PROGRAMS = sorted({*APPS.glob("*.py")} - {APPS / "scheduler_app.py"})
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_a_program_of_a_peer_needs_nothing_of_ours(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not [name for name in imported if re.match(r"(bench|scheduler)\b", name)]
+
+
+# --- in earnest ---
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_peers_are_measured_and_recorded(tmp_path):
-    """The first time it installs them, which takes a network."""
+    """The first time it installs them, which takes a network; what cannot be is named in the record."""
     out = tmp_path / "peers.json"
     assert main(["peers", "--quick", "--out", str(out)]) == 0
     result = json.loads(out.read_text(encoding="utf-8"))["result"]
-    assert set(result["versions"]) == {"pgqueuer", "dramatiq"}
-    [measures] = result["rounds"]
-    assert len([name for name, value in measures.items() if name.endswith(".rate") and value > 0]) == 4
+    assert {*result["versions"], *result["absent"]} == {each.name for each in PEERS}
+    assert {"pgqueuer", "dramatiq"} <= result["versions"].keys() - result["absent"].keys()
+    [measures], [deaths] = result["rounds"], result["kills"]
+    present = len(PEERS) - len(result["absent"])
+    assert (
+        len([name for name, value in measures.items() if name.endswith(".rate") and value > 0]) == present + 2
+    )
+    assert len([name for name in measures if name.endswith(".p95")]) == present + 1
+    assert deaths["ours-kill.held"] > 0
     assert all(arm["durability"] for arm in result["arms"].values())

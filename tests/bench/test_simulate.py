@@ -182,7 +182,7 @@ def test_the_room_in_a_worker_is_the_products(env, mean_s, began, waiting, weigh
     names = ("WORKER_POOL", "LEASE_AHEAD_MS", "LEASE_BATCH_SIZE")
     config = load(dict(zip(names, map(str, env), strict=True)))[0]
     began = began[: env[0]]
-    real = Slots(Registry(), config, Metrics(), lambda *_: None, lambda *_: None, Solo(None))
+    real = Slots(Registry(), config, Metrics(), lambda *_: None, lambda *_: None, lambda: Solo(None))
     real._mean_s = mean_s
     real._payload_bytes = 20.0 if weighed else None
     real._running = {i: SimpleNamespace(started=at) for i, at in enumerate(began)}

@@ -11,6 +11,7 @@ import pytest
 from fix_process import environment
 from fix_servers import missing
 
+from scheduler.cli import parser
 from scheduler.config import Settings, load
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,8 @@ def test_every_target_is_listed_with_what_it_does():
     assert listed.keys() == set(TARGETS)
     assert listed.keys() >= SEED | {"demo", "up", "test", "prove", "lint", "load", "clean"}
     assert make() == make("help")
+    assert parser(with_load=False).parse_args(["up"]).workers == 3
+    assert "three workers" in listed["up"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

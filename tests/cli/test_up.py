@@ -62,7 +62,7 @@ def finished(api: str, task_id: str) -> bool:
     return httpx.get(f"{api}/v1/tasks/{task_id}").json()["status"] == "succeeded"
 
 
-def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, server_dir, crowded):
+def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, scheduler, server_dir, crowded):
     data = server_dir / "data"
     env = {"HTTP_ADDR": f"{HOST}:{crowded}", "METRICS_ADDR": f"{HOST}:{crowded}"}
     up = start("up", "--data-dir", str(data), "--workers", "2", **env)
@@ -82,6 +82,12 @@ def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, serv
     assert answer.status_code == 201, answer.text
     task = answer.json()["id"]
     until(lambda: finished(api, task))
+
+    # The two lines that it prints for other terminals are what another command needs there.
+    said = (re.fullmatch(r"export (\w+)='([^']+)' .*", line) for line in up.out)
+    exports = {found[1]: found[2] for found in said if found}
+    assert exports.keys() == {"POSTGRES_URL", "REDIS_ADDR"}
+    assert "succeeded" in scheduler("task", "show", task, **exports).stdout
 
     # Ctrl-C stops everything.
     below = children(up.pid)

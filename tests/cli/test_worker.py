@@ -22,6 +22,7 @@ READY = r"ready worker metrics=(\d+) slots=(\d+) pid=(\d+)"
 
 APP = """
 import asyncio
+import time
 from pathlib import Path
 from scheduler import Context, Reject, handler
 
@@ -34,6 +35,12 @@ async def wait(payload: dict) -> None:
     Path("waiting").touch()
     while not Path("go").exists():
         await asyncio.sleep(0.01)
+
+@handler("block")
+async def block(payload: dict, ctx: Context) -> None:
+    Path("blocking").touch()
+    while not Path("go").exists():
+        time.sleep(payload["s"])
 """
 
 
@@ -57,6 +64,11 @@ def row(env: dict[str, str], sql: str, *params: Any) -> tuple[Any, ...]:
 
 def status(env: dict[str, str], id_: str) -> str:
     return row(env, "SELECT status FROM tasks WHERE id = %s", id_)[0]
+
+
+def none_pending(pid: int) -> bool:
+    """Whether a process has taken every signal that it was sent."""
+    return re.search(r"^ShdPnd:\s*0+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is not None
 
 
 @pytest.fixture
@@ -120,6 +132,35 @@ def test_the_second_signal_ends_a_worker_at_once(here, busy):
     worker.signal(signal.SIGTERM)
     assert worker.ends(within_s=5) == 1
     assert status(here, id_) == "running"  # the reaper's now
+
+
+@pytest.fixture(params=[60, 0], ids=["asleep", "at work"])
+def blocked(start, here, app, request) -> tuple[Process, str]:
+    """A worker whose loop a handler blocks, in one long sleep or in Python, and the id of its task."""
+    worker = start("worker", "--app", "shop", cwd=app, **here)
+    worker.says(READY)
+    id_ = submit(here, "block", payload=f'{{"s": {request.param}}}')
+    until((app / "blocking").exists)
+    return worker, id_
+
+
+def test_the_second_signal_ends_a_worker_at_once_whose_loop_is_blocked(here, blocked):
+    worker, id_ = blocked
+    worker.signal(signal.SIGINT)
+    until(lambda: none_pending(worker.pid))  # else the kernel may give the second one to another thread
+    assert worker.running()
+    worker.signal(signal.SIGTERM)
+    assert worker.ends(within_s=5) == 1
+    assert status(here, id_) == "running"  # the reaper's now
+
+
+@pytest.mark.parametrize("blocked", [0.01], indirect=True)
+def test_a_stop_that_comes_while_the_loop_is_blocked_is_not_lost(here, app, blocked):
+    worker, id_ = blocked
+    worker.signal(signal.SIGTERM)
+    (app / "go").touch()
+    assert worker.ends() == 0
+    assert status(here, id_) == "succeeded"
 
 
 def test_a_worker_keeps_to_its_connections_to_postgres(start, here):

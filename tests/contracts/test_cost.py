@@ -84,7 +84,7 @@ class Errand:
                 done.set()
 
         parts = self.settings, self.metrics
-        slots = Slots(REGISTRY, *parts, end, pytest.fail, Solo(None))
+        slots = Slots(REGISTRY, *parts, end, pytest.fail, lambda: Solo(None))
         lessor = Lessor(store, index, *parts, worker="host:1:errand", held=held)
         slots.start()
         for _ in range(tasks // BATCH):

@@ -2,80 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Self
 
-import psycopg
 import pytest
 from fix_process import until
-from fix_system import EXECUTED, Site
-from redis import Redis as Client
+from fix_system import EXECUTED
 from waiting import eventually
 
-from bench import index
-from bench.workload import Mix, deck, expected
+from bench import amnesia, index
 from scheduler.embedded import Redis
 from scheduler.model import Result
 from scheduler.settle import decide
 
-MIX = Mix(flaky=10, fail=5, sleep=5, sleep_ms=50)
-"""All four types; the sleepers end well within their lease, so that some runs are always in progress."""
-
-READY = "SELECT count(*) FROM tasks WHERE status = 'queued' OR (status = 'retrying' AND due_at <= now())"
 OPEN = "SELECT count(*) FROM tasks WHERE finished_at IS NULL"
-
-
-class Sample(NamedTuple):
-    waiting: int
-    """Rows that are ready to run; the larger of two counts, before and after the look into Redis."""
-    depth: int
-    """Ids in the lists."""
-
-
-class Depths:
-    """Samples of what waits in Postgres and in Redis, taken in the background."""
-
-    def __init__(self, site: Site, every_s: float = 0.05) -> None:
-        self._site = site
-        self._every_s = every_s
-        self._stopping = threading.Event()
-        self._thread = ThreadPoolExecutor(1)
-        self.samples: list[Sample] = []
-
-    def __enter__(self) -> Self:
-        self._done = self._thread.submit(self._sample)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.shutdown()
-        self._done.result()
-
-    def excess(self, at_least: int) -> float:
-        """The largest depth as a share of what waits, where at least so many rows wait."""
-        return max(depth / waiting for waiting, depth in self.samples if waiting >= at_least)
-
-    def _sample(self) -> None:
-        with psycopg.connect(self._site.system.postgres_url, autocommit=True) as connection:
-
-            def ready() -> int:
-                return connection.execute(READY).fetchone()[0]
-
-            while not self._stopping.wait(self._every_s):
-                before, depth = ready(), self._site.depth()
-                self.samples.append(Sample(max(before, ready()), depth))
-
-
-def flush(client: Client, leases: str) -> int:
-    """FLUSHALL; how many ids were leased at that moment."""
-    with client.pipeline(transaction=True) as pipe:
-        pipe.zcard(leases).flushall()
-        leased, _ = pipe.execute()
-    return leased
 
 
 @pytest.mark.parametrize(
@@ -89,20 +29,11 @@ def flush(client: Client, leases: str) -> int:
     ],
 )
 def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
-    """FLUSHALL at a random moment of a burst, when 10 to 60 % of it has ended."""
-    here = site(workers=2, RETRY_BASE_MS=100, RETRY_JITTER_MS=100)
-    dealt = deck(MIX, n, seed)
-    moment = random.Random(seed).uniform(0.1, 0.6) * n
-    ids = here.send(dealt)
-    until(lambda: n - here.value(OPEN) >= moment)
-    leased = flush(here.client, here.key("leases"))
-    with Depths(here) as depths:
-        here.drained(120)
-    until(lambda: not here.client.hlen(here.key("live")), within_s=10)  # far less than a lease
-    here.prove(ids)
-    executions = here.value(f"SELECT count(*) FROM task_runs WHERE {EXECUTED}")
-    assert 0 <= executions - expected(dealt).runs <= leased
-    assert depths.excess(at_least=n // 20) <= 1.2
+    """FLUSHALL at a random moment of a drain; `bench amnesia --seeds 1-50` plays the scene more often."""
+    here = site(workers=0, **amnesia.SETTINGS)
+    scene = amnesia.play(here.system, n, seed)
+    assert scene.passed, scene.line()
+    assert 0.1 * n <= scene.ended < n
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(5, marks=[pytest.mark.slow])])

@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic
 
 import psycopg
+import pytest
 from fix_api import client_of, open_backend, rows
 
 from scheduler.api import health
@@ -13,6 +14,11 @@ from scheduler.api.views import QueuePage, ReadyView
 from scheduler.supervisor import free_port
 
 TASK = {"type": "noop"}
+WORKER = (
+    "INSERT INTO workers (id, host, pid, queues, types, slots, polled_at, alive_until)"
+    " VALUES ('w', 'h', 1, '{default}', '{}', 1, now() - interval '7 s', now())"
+)
+"""One that looked for work seven seconds ago."""
 
 
 async def test_queues_show_what_is_ready_waiting_and_in_flight(api, backend):
@@ -41,23 +47,44 @@ async def test_a_process_lives_without_its_stores(make_settings):
         assert answer.status_code == 503
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["detail"] == "No answer from postgres and redis."
-        assert [answer.json()[name] for name in ("postgres", "redis", "last_poll_s")] == [
-            "down",
-            "down",
-            None,
-        ]
+        body = answer.json()
+        assert (body["postgres"], body["redis"], body["last_poll_s"]) == ("down", "down", None)
+        assert body["last_poll_age_s"] == {"postgres": None, "redis": None}
 
 
 async def test_a_process_is_ready_while_both_stores_answer(api, settings):
     assert ReadyView.model_validate_json((await api.get("/readyz")).content).last_poll_s is None
     with psycopg.connect(settings.postgres_url) as connection:
-        connection.execute(
-            "INSERT INTO workers (id, host, pid, queues, types, slots, polled_at, alive_until)"
-            " VALUES ('w', 'h', 1, '{default}', '{}', 1, now() - interval '7 s', now())"
-        )
+        connection.execute(WORKER)
     answer = await api.get("/readyz")
     assert answer.status_code == 200
     assert 7 <= answer.json()["last_poll_s"] < 60
+    assert max(answer.json()["last_poll_age_s"].values()) < 7  # both have just answered
+
+
+@pytest.mark.parametrize(("away", "there"), [("postgres", "redis"), ("redis", "postgres")])
+async def test_while_a_store_is_away_the_time_since_the_last_poll_goes_on(
+    make_settings, postgres_url, redis_url, proxy, monkeypatch, away, there
+):
+    monkeypatch.setattr(health, "PATIENCE_S", 0.2)
+    silent = proxy(postgres_url if away == "postgres" else redis_url)
+    settings = make_settings(**{"POSTGRES_URL" if away == "postgres" else "REDIS_ADDR": silent.url})
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(WORKER)
+    async with open_backend(settings) as backend, client_of(backend) as api:
+        asked = monotonic()
+        before = ReadyView.model_validate_json((await api.get("/readyz")).content)
+        answered = monotonic()
+        silent.swallow("up", "down")
+        for _ in range(2):
+            at_least = monotonic() - answered
+            answer = await api.get("/readyz")
+            at_most = monotonic() - asked
+            body = answer.json()
+            assert (answer.status_code, body[away], body[there]) == (503, "down", "up")
+            assert at_least - 0.01 < body["last_poll_s"] - before.last_poll_s < at_most + 0.01
+            assert at_least - 0.01 < body["last_poll_age_s"][away] < at_most + 0.01
+            assert body["last_poll_age_s"][there] < at_most - at_least
 
 
 async def test_without_redis_tasks_are_accepted_and_queues_are_unknown(make_settings):

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from fix_flow import Flow, MakeFlow
+from refusal import refusing
 
 from scheduler.model import Result, new_id
 from scheduler.settle import decide
@@ -127,6 +128,24 @@ async def test_a_full_page_is_followed_by_the_next_at_once(flow: Flow):
     reaper = flow.reaper(batch=2)
     assert [await reaper.step() for _ in range(3)] == [True, True, False]
     assert [flow.status(id_) for id_ in ids] == ["queued"] * 5
+
+
+async def test_a_row_that_postgres_refuses_stops_no_other(flow: Flow):
+    """It is put off, so that not even a page of its own is in the way of what ran out after it."""
+    ids = [await flow.enqueue() for _ in range(7)]
+    culprit = ids[2]
+    await flow.lease()
+    await flow.lapse(*ids)
+    reaper = flow.reaper(batch=3)
+    with refusing(flow.db.rows, "task_runs", f"NEW.task_id = '{culprit}'"):
+        assert [await reaper.step() for _ in range(3)] == [True, True, False]
+        assert [flow.status(id_) for id_ in ids] == ["queued"] * 2 + ["running"] + ["queued"] * 4
+        assert list((await flow.contents()).leases) == [culprit]
+        assert await flow.shard.expired(10) == []
+    await flow.lapse(culprit)
+    await reaper.step()
+    assert flow.db.outcomes(culprit) == ["lost"]
+    await flow.agree()
 
 
 async def test_every_queue_is_looked_after(flow: Flow):

@@ -35,7 +35,7 @@ class Bench:
             Metrics(),
             lambda lease, result, _: self.results.append((lease.id, result)),
             lambda leases: self.given_back.extend(lease.id for lease in leases),
-            Solo(None),
+            lambda: Solo(None),
         )
 
         @self.registry.register("waits")
@@ -113,7 +113,7 @@ async def test_quick_runs_earn_a_large_buffer_and_slow_ones_none(make_bench):
 
 
 async def test_large_payloads_wait_in_postgres(make_bench):
-    bench = make_bench(LEASE_BATCH_SIZE=100)
+    bench = make_bench(LEASE_BATCH_SIZE=100, LEASE_AHEAD_MS=60_000)
     assert bench.slots.room() <= 2 + 8, "before any was seen they may be large"
     bench.put("noop")
     await bench.ended(1)
@@ -127,9 +127,21 @@ async def test_large_payloads_wait_in_postgres(make_bench):
     assert bench.slots.room() == 100
 
 
+async def test_before_any_run_was_seen_a_worker_takes_little_more_than_it_can_start(make_bench):
+    """Two new workers share what waits; some dozens of quick runs later it is taken by the batch."""
+    bench = make_bench(WORKER_POOL=12, LEASE_AHEAD_MS=50)
+    bench.slots._payload_bytes = 1.0
+    assert bench.slots.room() == 2 * 12
+    bench.put(*["noop"] * 300)
+    await bench.ended(300)
+    assert bench.slots.room() == 250
+
+
 async def test_runs_in_progress_count_before_they_have_ended(make_bench):
     """Else the first slow ones would be hoarded: the average knows of none yet."""
     bench = make_bench(LEASE_AHEAD_MS=10, WORKER_POOL=4)
+    bench.put(*["noop"] * 300)
+    await bench.ended(300)
     bench.put("waits", "waits")
     await eventually(lambda: bench.slots.busy == 2)
     at_once = bench.slots.room()
@@ -341,3 +353,19 @@ async def test_a_handler_may_do_without_the_heartbeat(make_bench):
     bench.slots.put(leases)
     await eventually(lambda: bench.slots.busy == 2)
     assert [lease.renews for lease in leases] == [False, True]
+
+
+async def test_suspects_run_several_at_once_each_in_a_process_that_ends_when_nothing_is_left(
+    make_bench, monkeypatch
+):
+    monkeypatch.setattr("scheduler.slots._LANE_IDLE_S", 0.1)
+    bench = make_bench()
+    suspects = [bench.lease("sleeper", payload={"sleep_ms": 2000}, suspect=True) for _ in range(5)]
+    bench.slots.put(suspects)
+    await eventually(lambda: bench.slots.busy == 4)
+    await eventually(lambda: all(child and child.pid for child in (s._child for s in bench.slots._lanes)))
+    children = [solo._child for solo in bench.slots._lanes]
+    assert [result.kind for result in await bench.ended(5)] == ["succeeded"] * 5
+    await eventually(lambda: all(child.returncode is not None for child in children))
+    bench.slots.put([bench.lease(suspect=True)])
+    assert [result.kind for result in await bench.ended(6)] == ["succeeded"] * 6
