@@ -119,12 +119,10 @@ def observed(
         harm: Entered when the load begins, left when everything has ended.
         patience_s: How long the audit lets Redis disagree with Postgres.
 
-    Raises:
-        Stalled: see `observe`.
+    Raises as `observe` does.
     """
     before = burst.metrics(system)
-    began = monotonic()
-    clock = _Clock(system, began, {"began": system.now()})
+    clock = _Clock(system, monotonic(), {"began": system.now()})
     first = meter.read() if meter else None
     with (
         told(title, left) as tell,
@@ -137,15 +135,12 @@ def observed(
         after = burst.drain(system, len(sent.ids), before, tell)
         clock.note("drained")
     spent = meter.read().since(first) if meter and first else None
-    settings = system.settings
-    expected = deck_expected(
-        dealt, sent.places, max_losses=settings.max_losses, lease_ms=settings.vis_timeout_ms
-    )
+    settings, workers = system.settings, len(system.fleet)
+    limits = {"max_losses": settings.max_losses, "lease_ms": settings.vis_timeout_ms}
+    expected = deck_expected(dealt, sent.places, **limits)
     return Observation(
         title=title,
-        snapshot=snapshot(
-            system.postgres_url, sent.ids, workers=len(system.fleet), slots=settings.worker_pool
-        ),
+        snapshot=snapshot(system.postgres_url, sent.ids, workers=workers, slots=settings.worker_pool),
         ledger=ledger.read(system.postgres_url, sent.ids),
         samples=sampler.frame(),
         gained=after.since(before),

@@ -131,7 +131,7 @@ def content(samples: pd.DataFrame) -> dict[str, Any]:
         series.setdefault(str(metric), {})[str(labels)] = " ".join(words)
     first = (samples["at"] - pd.to_timedelta(samples["t_s"], unit="s")).min()
     return {
-        "at": first.isoformat() if len(samples) else None,
+        "at": first.round("us").as_unit("us").isoformat() if len(samples) else None,
         "t_s": " ".join(f"{t:.3f}" for t in times),
         "series": series,
     }

@@ -1,7 +1,7 @@
 """The command `soak`: half an hour at half load, and nothing grows.
 
 An API and some workers run an open loop of tasks, sent through HTTP one a request, in pieces of a minute at
-most. What the processes hold is sampled every few seconds and judged at the end: see `growth.py`. Then
+most. What the processes hold is sampled every few seconds and judged at the end: see `leaks.py`. Then
 nothing may be open, Redis must be as small as it was, and every accepted task is audited.
 
 Half load is half of what the same system ends a second when it is sent as much as it takes; that is measured

@@ -248,9 +248,9 @@ MakeFlow = Callable[..., Awaitable[Flow]]
 
 
 @pytest.fixture(scope="session")
-def flow_database(servers: Servers) -> Iterator[Database]:
+def flow_database(servers: Servers, server_kind: str) -> Iterator[Database]:
     """One database for all tests of the flow: to make one costs more than most of them."""
-    with servers.database() as url:
+    with servers.database(server_kind) as url:
         database = Database(url)
         yield database
         database.close()

@@ -1,7 +1,8 @@
 """Real servers: Postgres and Redis in an old and a new version, shared by all tests, fresh for each.
 
-`postgres_url` and `redis_url` are what most tests ask for; `any_postgres_url` and `any_redis_url` run a test
-once on the servers of the wheels and once on those that the system's packages installed.
+`postgres_url` and `redis_url` are what most tests ask for: servers of the wheels, unless a folder's conftest.py
+gives `server_kind` both kinds. `any_postgres_url` and `any_redis_url` run a test once on the servers of the
+wheels and once on those that the system's packages installed.
 """
 
 from __future__ import annotations
@@ -169,10 +170,16 @@ def redis_server(servers: Servers) -> Redis:
     return servers.redis(SYSTEM)
 
 
+@pytest.fixture(scope="session")
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """Whose servers `postgres_url` and `redis_url` are: of the wheels, if no test is given other ones."""
+    return getattr(request, "param", WHEEL)
+
+
 @pytest.fixture
-def postgres_url(servers: Servers) -> Iterator[str]:
-    """A migrated, empty database on the wheel's Postgres."""
-    with servers.database() as url:
+def postgres_url(servers: Servers, server_kind: str) -> Iterator[str]:
+    """A migrated, empty database on the wheel's Postgres, or on the system's: see `server_kind`."""
+    with servers.database(server_kind) as url:
         yield url
 
 
@@ -184,9 +191,9 @@ def any_postgres_url(request: pytest.FixtureRequest, servers: Servers) -> Iterat
 
 
 @pytest.fixture
-def redis_url(servers: Servers) -> str:
-    """The wheel's Valkey, empty."""
-    return servers.empty_redis()
+def redis_url(servers: Servers, server_kind: str) -> str:
+    """The wheel's Valkey, or the system's Redis, empty: see `server_kind`."""
+    return servers.empty_redis(server_kind)
 
 
 @pytest.fixture(params=[WHEEL, SYSTEM])

@@ -9,16 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import calibrate, cli, costs, record, scenario
+from bench import calibrate, cli, costs, record, repeats, scenario
 from bench.costs import Costs
 from bench.history import History
 from bench.ledger import Ledger
 from bench.measured import history_of, prices
+from bench.measured import ledger_of as ledger
 from bench.scenario import Scenario
 from bench.simulate import simulate, summary
-from bench.summary import result
-from bench.workload import PRIORITIES, TYPES
-from scheduler.lifecycle import OUTCOMES, STATUSES
 
 TRUTH = Costs(
     worker_us=80, postgres_us=70, redis_us=20, bulk_us=60, lease_ms=9, settle_ms=4, call_us=8, inflation=1.5
@@ -50,52 +48,22 @@ SLEEPY = scenario.parse(
 
 def ledger_of(history: History) -> Ledger:
     """The history as Postgres would tell it."""
-
-    def at(column: object) -> pd.Series:
-        seconds = pd.to_timedelta(pd.Series(column), unit="s")
-        return pd.Timestamp("2026-01-02", tz="UTC") + seconds.dt.round("us")
-
-    tasks = pd.DataFrame(
-        {
-            "task_id": [f"id-{n}" for n in range(len(history.types))],
-            "type": pd.Categorical([TYPES[n] for n in history.types], TYPES),
-            "priority": pd.Categorical([PRIORITIES[n] for n in history.priorities], PRIORITIES),
-            "status": pd.Categorical([STATUSES[n] for n in history.statuses], STATUSES),
-            "created_at": at(history.enqueued),
-            "finished_at": at(history.ended),
-        }
-    )
-    executions = pd.DataFrame(
-        {
-            "task_id": [f"id-{n}" for n in history.task],
-            "attempt": history.attempt,
-            "outcome": pd.Categorical([OUTCOMES[n] for n in history.outcome], OUTCOMES),
-            "worker": pd.Categorical([f"w{n}" for n in history.worker]),
-            "due_at": at(history.due),
-            "claimed_at": at(history.claimed),
-            "started_at": at(history.started),
-            "finished_at": at(history.finished),
-        }
-    )
-    return Ledger(tasks, executions.sort_values("claimed_at", kind="stable"))
+    return ledger(history, pd.Timestamp("2026-01-02", tz="UTC"))
 
 
 def measured(planned: Scenario, path: Path) -> Path:
     """A record as a run would leave it, if the truth were the twin with the costs TRUTH."""
-    found, told = [], []
+    runs = []
     for repeat in range(planned.repeats):
         history = history_of(ledger_of(simulate(planned, TRUTH, repeat)))
-        found.append(summary(planned, history))
         cpu = {
             "workers": len(history) * TRUTH.worker_us / 1e6,
             "postgres": len(history) * TRUTH.postgres_us / 1e6,
             "redis": len(history) * TRUTH.redis_us / 1e6,
         }
-        told.append(prices(history, cpu))
-    kept = result("measured", planned, found)
-    for run, price in zip(kept["runs"], told, strict=True):
-        run["prices"] = price
-    made = record.make(["bench run"], kept)
+        live = {"prices": prices(history, cpu)}
+        runs.append(repeats.content(planned, repeat, history, summary(planned, history), live=live))
+    made = record.make(["bench run"], repeats.result("measured", planned, runs))
     made["machine"]["cores"] = 2
     record.write(path, made)
     return path
@@ -171,7 +139,19 @@ def test_what_is_no_record_of_runs_is_said_in_one_line(tmp_path, capsys, text):
     path = tmp_path / "record.json"
     path.write_text(text)
     assert cli.main(["calibrate", str(path)]) == 2
-    assert capsys.readouterr().err == f"bench: {path} is no record of measured runs\n"
+    assert capsys.readouterr().err.startswith(f"bench: {path} is no record of runs: name one that ")
+
+
+def test_what_was_disturbed_is_not_fitted_to(tmp_path):
+    path = measured(SLEEPY, tmp_path / "sleepy.json")
+    made = record.read(path)
+    made["result"]["runs"][0]["valid"] = False
+    record.write(path, made)
+    assert [run.repeat for run in calibrate.read(path)] == [1]
+    made["result"]["runs"][1]["valid"] = False
+    record.write(path, made)
+    with pytest.raises(calibrate.StartError, match="holds disturbed runs only"):
+        calibrate.read(path)
 
 
 def test_the_twin_is_never_taken_for_a_run(tmp_path):

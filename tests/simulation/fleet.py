@@ -121,6 +121,9 @@ class LoopHeartbeat(Heartbeat):
 class LoopSolo:
     """Runs suspects one at a time, each in a process of the simulation."""
 
+    started = False
+    """A process ends with its suspect: there is none to be kept for the next."""
+
     def __init__(self, _app: str | None) -> None:
         self._running: Running | None = None
         self._cause: Cause | None = None

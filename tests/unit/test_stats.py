@@ -1,12 +1,26 @@
-"""The workbench's statistics against values worked out by hand."""
+"""The workbench's statistics against values worked out by hand, and against scipy."""
 
 from __future__ import annotations
 
-from math import isnan, sqrt
+import random
+from itertools import product
+from math import exp, isnan, log, sqrt
 
+import numpy as np
 import pytest
+from scipy import stats as scipy
 
-from bench.stats import Ratio, paired, percentile, slope, spread
+from bench.stats import (
+    Ratio,
+    compared,
+    detection,
+    paired,
+    percentile,
+    signed_rank,
+    slope,
+    spread,
+    student,
+)
 
 
 def test_a_spread_is_the_middle_and_both_ends():
@@ -97,3 +111,87 @@ def test_a_slope_is_that_of_the_line_of_least_squares():
 def test_one_moment_has_no_slope(times, values):
     with pytest.raises(ValueError, match="a line needs values of two moments"):
         slope(times, values)
+
+
+# Against scipy, and on planted effects
+
+
+def drawn(n: int, *, middle: float = 0.0, width: float = 1.0, seed: int = 1) -> list[float]:
+    rng = random.Random(seed)
+    return [rng.gauss(middle, width) for _ in range(n)]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 11, 12, 30, 59])
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.975, 0.999])
+def test_students_t_is_that_of_scipy(freedom, share):
+    assert student(share, freedom) == pytest.approx(scipy.t.ppf(share, freedom), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 12, 40])
+def test_the_signed_rank_test_is_that_of_scipy(n):
+    values = drawn(n, middle=0.3)
+    assert signed_rank(values) == pytest.approx(scipy.wilcoxon(values, method="exact").pvalue, rel=1e-12)
+
+
+def test_of_many_differences_the_normal_approximation_is_that_of_scipy():
+    values = drawn(100, middle=0.2)
+    theirs = scipy.wilcoxon(values, method="approx", correction=False).pvalue
+    assert signed_rank(values) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_the_signed_rank_test_is_exact_with_ties_too():
+    """By hand: all 2^7 ways to sign the same sizes."""
+    values = [-2.0, -1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 0.0]
+    ranks = scipy.rankdata([abs(v) for v in values if v])
+    sums = [sum(r for r, up in zip(ranks, ups, strict=True) if up) for ups in product((0, 1), repeat=7)]
+    own = sum(r for r, v in zip(ranks, (v for v in values if v), strict=True) if v > 0)
+    tails = sum(s <= own for s in sums), sum(s >= own for s in sums)
+    assert signed_rank(values) == min(1.0, 2 * min(tails) / len(sums))
+    assert signed_rank([0.0, 0.0]) == 1.0
+
+
+def test_the_interval_of_many_rounds_is_the_bootstrap_of_scipy():
+    logs = drawn(60, middle=0.1, width=0.2)
+    ratio = paired([exp(v) for v in logs], [1.0] * 60)
+    theirs = scipy.bootstrap(
+        (logs,), np.mean, method="percentile", n_resamples=10_000, random_state=1
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert log(ratio.value) == pytest.approx(np.mean(logs))
+    assert log(ratio.low) == pytest.approx(theirs.low, abs=0.05 * width)
+    assert log(ratio.high) == pytest.approx(theirs.high, abs=0.05 * width)
+
+
+def test_the_interval_of_few_rounds_is_as_wide_as_students():
+    logs = drawn(12, width=0.1, seed=3)
+    ratio = paired([exp(v) for v in logs], [1.0] * 12)
+    theirs = scipy.t.interval(0.95, 11, np.mean(logs), scipy.sem(logs))
+    assert log(ratio.high / ratio.low) == pytest.approx(theirs[1] - theirs[0], rel=0.12)
+
+
+def test_the_least_detectable_change_is_found_four_times_of_five():
+    n, width = 12, 0.1
+    reach = exp(scipy.t.ppf(0.975, 11) * width / sqrt(n) + scipy.t.ppf(0.8, 11) * width / sqrt(n)) - 1
+    logs = drawn(n, width=width)
+    logs = [(v - np.mean(logs)) * width / np.std(logs, ddof=1) for v in logs]
+    assert compared([exp(v) for v in logs], [1.0] * n).detectable == pytest.approx(reach)
+    found = 0
+    for seed in range(100):
+        other = [exp(v) for v in drawn(n, middle=log(1 + reach), width=width, seed=seed)]
+        found += compared(other, [1.0] * n, resamples=400).clear
+    assert 70 <= found <= 90
+
+
+def test_one_round_claims_nothing():
+    effect = compared([2.0], [1.0])
+    assert effect.ratio == pytest.approx((2.0, 2.0, 2.0))
+    assert isnan(effect.detectable)
+    assert not effect.clear
+
+
+def test_resampled_blocks_leave_equal_things_alone_and_find_what_was_planted():
+    """Sixty blocks whose sides differ by 5 %, as CPU does, and by chance alone."""
+    ours, theirs = ([exp(v) for v in drawn(60, width=0.035, seed=seed)] for seed in (1, 2))
+    flagged, found = detection(ours, theirs, change=0.1, rounds=12, trials=100)
+    assert flagged <= 0.05
+    assert found >= 0.9
