@@ -12,4 +12,5 @@ pytest_plugins = [
     "fix_process",
     "fix_system",
     "fix_stage",
+    "fix_told",
 ]

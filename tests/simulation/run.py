@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from multiprocessing import get_context
+from operator import add
 from random import Random
+from time import process_time
 from typing import Any
 
 import structlog
 from simulation import checks, fleet
+from simulation.pace import Pace, yardstick
 from simulation.plan import Plan, plan
 from simulation.world import World
 
@@ -57,11 +61,18 @@ def broken(seeds: range) -> list[Report]:
     return [report for report in map(simulate, seeds) if report.broken]
 
 
-def all_broken(seeds: range) -> list[Report]:
-    """The same, on all processors."""
+def all_broken(seeds: range) -> tuple[list[Report], Pace]:
+    """The same, on all processors; and what it took."""
     jobs = [seeds[i : i + _JOB] for i in range(0, len(seeds), _JOB)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        return [report for reports in pool.map(broken, jobs) for report in reports]
+        reports, paces = zip(*pool.map(_timed, jobs), strict=True)
+    return [report for some in reports for report in some], reduce(add, paces)
+
+
+def _timed(seeds: range) -> tuple[list[Report], Pace]:
+    yardstick_s, began = yardstick(), process_time()
+    found = broken(seeds)
+    return found, Pace(process_time() - began, yardstick_s)
 
 
 def _text(context: dict[str, Any]) -> str:
