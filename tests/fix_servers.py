@@ -1,8 +1,8 @@
 """Real servers: Postgres and Redis in an old and a new version, shared by all tests, fresh for each.
 
 `postgres_url` and `redis_url` are what most tests ask for: servers of the wheels, unless the conftest.py of a
-folder gives `server_kind` both kinds. `any_postgres_url` and `any_redis_url` run a test once on the servers of
-the wheels and once on those that the system's packages installed.
+folder gives `server_kind` both kinds. `any_postgres_url` and `any_redis_url` run a test once on the servers
+of the wheels and once on those that the system's packages installed.
 """
 
 from __future__ import annotations

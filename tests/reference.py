@@ -40,16 +40,16 @@ class Contents:
 
     def broken(self) -> list[str]:
         """What breaks invariant I1, in words; [] if it holds."""
-        places = sorted(self.places())
+        places = list(self.places())
         dead = {id_ for p in PRIORITIES for id_ in self.dlq[p]}
         leased = {id_ for id_, token in self.live.items() if token}
         found = []
-        if places != sorted(self.live):
-            found.append(f"`live` has {sorted(self.live)}, but the ids are at {places}")
+        if len(places) != len(self.live) or set(places) != self.live.keys():
+            found.append(f"`live` has {sorted(self.live)}, but the ids are at {sorted(places)}")
         if leased != set(self.leases):
             found.append(f"tokens name {sorted(leased)}, but `leases` has {sorted(self.leases)}")
-        if dead & set(self.live):
-            found.append(f"both dead and alive: {sorted(dead & set(self.live))}")
+        if both := dead & self.live.keys():
+            found.append(f"both dead and alive: {sorted(both)}")
         return found
 
 

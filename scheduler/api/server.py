@@ -29,6 +29,10 @@ from scheduler.store import Store
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted."""
 
+KEEP_ALIVE_S: Final = 75
+"""How long an idle connection is kept: longer than most clients and load balancers keep theirs (60 s). If the
+server closes first, a request may meet its farewell and gets no answer."""
+
 _NAME: Final = "scheduler-api"
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - shown as what a client can connect to
 
@@ -129,6 +133,7 @@ def _uvicorn_config(backend: Backend) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # who may ask is decided by the connection, not by what it says
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=ceil(backend.settings.shutdown_grace_ms / 1000),
     )
 

@@ -106,7 +106,8 @@ def test_what_has_succeeded_leaves_nothing_in_redis(site, own_redis):
     here.drained()
 
     def settled_bytes() -> int:
-        here.client.execute_command("MEMORY", "PURGE")
+        here.client.slowlog_reset()
+        here.client.memory_purge()
         return here.client.info("memory")["used_memory"]
 
     keys = set(here.client.keys("*"))

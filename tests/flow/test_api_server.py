@@ -210,6 +210,19 @@ def test_a_body_of_a_byte_now_and_then_is_not_waited_for(settings):
     assert rows(settings) == 0
 
 
+def test_an_idle_connection_is_not_closed_under_its_client(settings):
+    """Uvicorn's own 5 s are shorter than what clients and load balancers reckon with."""
+    with serving(settings) as api, api.connect() as link:
+        for idle_s in (6, 0.1):
+            link.settimeout(10)
+            link.sendall(request())
+            assert status(link.recv(65536)) == 201
+            link.settimeout(idle_s)
+            with pytest.raises(TimeoutError):
+                link.recv(65536)
+    assert rows(settings) == 2
+
+
 def test_a_client_that_leaves_in_the_middle_does_no_harm(settings):
     with serving(settings) as api:
         for part in (1, 40, -5):

@@ -20,8 +20,8 @@ def main(first: int, last: int | None = None) -> bool:
         report = simulate(first, verbose=True)
         say((report.plan, *report.log, report))
         return bool(report.broken)
-    reports = all_broken(range(first, last + 1))
-    say((*reports, f"{len(reports)} of {last + 1 - first} seeds broke something"))
+    reports, pace = all_broken(range(first, last + 1))
+    say((*reports, f"{len(reports)} of {last + 1 - first} seeds broke something; {pace}"))
     return bool(reports)
 
 
