@@ -7,7 +7,8 @@ USE := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
 # Tests that share nothing and measure no time: these run two at a time.
-TWO_AT_A_TIME := $(addprefix tests/,unit conformance contracts flow model simulation properties)
+TWO_AT_A_TIME := $(addprefix tests/,unit conformance contracts flow model simulation properties) \
+	$(patsubst %,tests/bench/test_%.py,calibrate compare ledger plots report report_cli simulate)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

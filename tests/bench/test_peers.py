@@ -203,6 +203,7 @@ def test_a_queue_that_forgets_is_found_out(toy):
     assert toll["again"] == toll["twice"] == 0
 
 
+@pytest.mark.slow
 def test_a_burst_and_a_pace_are_measured_by_the_same_means_for_all(toy):
     burst = contest.burst(toy, toy.peer.setups[0], 2000)
     assert burst["rate"] > 100
@@ -245,6 +246,7 @@ def test_a_peer_that_fails_is_named_and_the_others_go_on():
     assert list(present(entries, [{"a.rate": 1.0, "b.rate": 1.0}, {"b.rate": 1.0}])) == ["b"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_installed_is_not_measured_and_the_reason_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peer, "PLACE", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -97,6 +97,7 @@ def test_the_demo_finds_other_ports_shows_its_table_passes_its_audit_and_leaves_
     until(lambda: not any(map(alive, below)), within_s=5)
 
 
+@pytest.mark.slow
 def test_a_demo_whose_audit_fails_fails(monkeypatch, capsys):
     """The audit is told of one more id than the API ever gave out."""
     never_sent = new_id()
