@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 USE := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
-# Tests that share nothing and measure no time: these run two at a time.
-TWO_AT_A_TIME := $(addprefix tests/,unit conformance contracts flow model simulation properties) \
-	$(patsubst %,tests/bench/test_%.py,calibrate compare ledger plots report report_cli simulate)
+# Proofs that measure time, or that need the whole machine: these run alone, the others two at a time.
+ALONE := $(patsubst %,tests/faults/test_%.py,chaos fairness_live redis_is_disposable stores_away time) \
+	$(patsubst %,tests/bench/test_%.py,growth limits meter peers reliability soak)
+TWO_AT_A_TIME := -q -n 2 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -27,12 +28,11 @@ up: $(USE) ## Run Postgres, Valkey, the API and three workers until Ctrl-C (no D
 	@$(BIN)/scheduler up
 
 test: lint ## Check the style, then run the tests
-	@$(BIN)/pytest -m "not slow" -q -n 2 --dist worksteal $(TWO_AT_A_TIME)
-	@$(BIN)/pytest -m "not slow" $(addprefix --ignore=,$(TWO_AT_A_TIME))
+	@$(BIN)/pytest -m "not slow" $(TWO_AT_A_TIME)
 
 prove: $(DEV) ## Run the slow proofs: faults, load, twins
-	@$(BIN)/pytest -m slow -q -n 2 --dist worksteal $(TWO_AT_A_TIME)
-	@$(BIN)/pytest -m slow -v $(addprefix --ignore=,$(TWO_AT_A_TIME))
+	@$(BIN)/pytest -m slow $(TWO_AT_A_TIME) $(addprefix --ignore=,$(ALONE))
+	@$(BIN)/pytest -m slow -v $(ALONE)
 
 soak: $(USE) ## Half an hour at half load: nothing may grow (make soak ARGS="--minutes 5")
 	@$(BIN)/bench soak $(or $(ARGS),--out docs/records/soak.json)
@@ -68,9 +68,10 @@ clean: ## Remove the virtual environment and caches; .scheduler/ and results/ st
 	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What it takes to use the project, and then what it takes to work on it.
+# What it takes to use the project, and what it takes to work on it. Most of the latter is never imported, and not
+# worth the time to compile it.
 
-$(USE): pyproject.toml
+$(VENV)/.made:
 	@python=; for each in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
 		if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
 	done; \
@@ -81,9 +82,12 @@ $(USE): pyproject.toml
 		echo "$$python cannot make virtual environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; \
 	else echo "making $(VENV)"; "$$python" -m venv --clear $(VENV); fi
 	@$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(USE): $(VENV)/.made pyproject.toml
 	@$(BIN)/pip install --quiet --editable ".[embedded,bench]"
 	@touch $@
 
-$(DEV): $(USE)
-	@$(BIN)/pip install --quiet --editable ".[embedded,bench,locust,notebooks]" --group dev
-	@touch $@
+$(DEV): $(VENV)/.made pyproject.toml
+	@$(BIN)/pip install --quiet --no-compile --editable ".[embedded,bench,locust,notebooks]" --group dev
+	@touch $(USE) $@

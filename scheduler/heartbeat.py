@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from scheduler import clock, failpoints, log
@@ -114,18 +114,25 @@ class Heartbeat:
 
     async def _renew(self, store: Store) -> None:
         now = clock.monotonic()
-        due = self._held.due(now, min(self._vis_s / 2, _LONGEST_UNSEEN_S))
-        if not due:
-            return
-        kept = await failpoints.through(
-            "heartbeat.renew", store.renew(due, vis_ms=self._settings.vis_timeout_ms)
-        )
+        age_s = min(self._vis_s / 2, _LONGEST_UNSEEN_S)
+        for claim in self._held.unanswered(now, age_s):
+            granted = await store.reclaim(claim.ids, token=claim.token)
+            if len(await self._kept(store, granted)) == len(granted):
+                claim.renewed = now
+        due = self._held.due(now, age_s)
+        kept = await self._kept(store, due)
         for lease in due:
             if lease.id in kept:
                 lease.renewed, lease.expires = now, now + self._vis_s
             elif not lease.ended:
                 # Not settled by us, and not ours any more.
                 self._lost(lease)
+
+    async def _kept(self, store: Store, leases: Sequence[Lease]) -> set[str]:
+        if not leases:
+            return set()
+        renewal = store.renew(leases, vis_ms=self._settings.vis_timeout_ms)
+        return await failpoints.through("heartbeat.renew", renewal)
 
     async def _sign(self, store: Store) -> None:
         pulse = self._pulse()

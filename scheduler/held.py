@@ -1,14 +1,30 @@
 """What a worker holds: its leases from the claim until their outcome is recorded or they are lost.
 
+A handler that blocks the loop may do so while a claim is on its way. What Postgres grants then is unknown to
+the loop until the handler returns, and would be lost, were it not renewed: so claims are noted, too.
+
 The worker's loop adds and drops; the heartbeat's thread reads. Each operation is one dict operation, which
 the interpreter makes atomic, and the reader works on a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from scheduler.model import Lease
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A claim that was sent and whose answer was not read yet. Some of its tasks may be ours already.
+
+    `renewed` is a reading of clock.monotonic: what was granted had its full time left then, or later.
+    """
+
+    ids: Sequence[str]
+    token: str
+    renewed: float
 
 
 class Held:
@@ -16,6 +32,7 @@ class Held:
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
+        self._claims: dict[str, Claim] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -38,3 +55,15 @@ class Held:
         return [
             lease for lease in self.all() if lease.renews and not lease.lost and now - lease.renewed >= age_s
         ]
+
+    def asked(self, claim: Claim) -> None:
+        """Note a claim that is about to be sent."""
+        self._claims[claim.token] = claim
+
+    def answered(self, claim: Claim) -> None:
+        """Forget a claim whose answer was read, or is not waited for any more."""
+        self._claims.pop(claim.token, None)
+
+    def unanswered(self, now: float, age_s: float) -> list[Claim]:
+        """Claims whose leases, if there are any, ought to be renewed."""
+        return [claim for claim in self._claims.copy().values() if now - claim.renewed >= age_s]

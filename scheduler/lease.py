@@ -18,7 +18,7 @@ from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.errors import QueueError, StoreUnavailable
 from scheduler.fairness import Policy
-from scheduler.held import Held
+from scheduler.held import Claim, Held
 from scheduler.metrics import Metrics
 from scheduler.model import PRIORITIES, Lease, Move, Refusal
 from scheduler.queue import Index, Shard
@@ -84,32 +84,41 @@ class Lessor:
         return []
 
     async def _claim(self, shard: Shard, ids: Sequence[str], token: str) -> list[Lease]:
-        over = clock.monotonic() + self._vis_ms / 1000
-        pause = _PAUSE_S
-        while True:
-            sent = clock.monotonic()
-            try:
-                leases, refusals = await failpoints.through(
-                    "lease.claim",
-                    self._store.claim(ids, token=token, worker=self._worker, vis_ms=self._vis_ms),
-                )
-                break
-            except StoreUnavailable as error:
-                if sent + pause >= over:
-                    self._log.warning("claim given up at the lease's end", tasks=len(ids), error=str(error))
-                    return []
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-        for lease in leases:
-            # Counted from before the claim was sent: by Postgres' clock the lease lasts at least as long.
-            lease.claimed = lease.renewed = sent
-            lease.expires = sent + self._vis_ms / 1000
-        self._held.add(leases)
+        claim = Claim(ids, token, renewed=clock.monotonic())
+        self._held.asked(claim)
+        try:
+            leases, refusals = await self._answer(claim)
+            for lease in leases:
+                # Counted from before the claim was sent: by Postgres' clock the lease lasts at least as long.
+                lease.claimed = lease.renewed = claim.renewed
+                lease.expires = claim.renewed + self._vis_ms / 1000
+            self._held.add(leases)
+        finally:
+            self._held.answered(claim)
         for priority, n in Counter(lease.priority for lease in leases).items():
             self._metrics.dequeued.labels(priority).inc(n)
         if refusals:
             await self._put_right(shard, refusals, token)
         return leases
+
+    async def _answer(self, claim: Claim) -> tuple[list[Lease], list[Refusal]]:
+        over = claim.renewed + self._vis_ms / 1000
+        pause = _PAUSE_S
+        while True:
+            sent = clock.monotonic()
+            try:
+                return await failpoints.through(
+                    "lease.claim",
+                    self._store.claim(claim.ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms),
+                )
+            except StoreUnavailable as error:
+                if sent + pause >= over:
+                    self._log.warning(
+                        "claim given up at the lease's end", tasks=len(claim.ids), error=str(error)
+                    )
+                    return [], []
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _put_right(self, shard: Shard, refusals: Sequence[Refusal], token: str) -> None:
         for reason, n in Counter(r.reason for r in refusals).items():

@@ -59,18 +59,22 @@ async def _call(handler: Handler, running: Running, threads: Executor) -> Result
         payload = running.lease.payload if handler.load is None else handler.load(running.lease.payload)
         if handler.is_async:
             await handler.call(payload, running.context)
+            outcome = Result("succeeded")
         else:
-            await _in_thread(handler, payload, running, threads)
-        outcome = Result("succeeded")
-    except Reject as error:
-        outcome = Result("rejected", describe(error))
-    except Retry as error:
-        outcome = Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
+            outcome = await _in_thread(handler, payload, running, threads)
     except BaseException as error:  # noqa: BLE001 - SystemExit in a handler is that task's failure, not ours
-        outcome = Result("failed", describe(error))
+        outcome = _raised(error)
     cause = running.cause
     await _outlive_cancellation(running)
     return outcome if cause is None else _ended_by_us(cause, handler, running)
+
+
+def _raised(error: BaseException) -> Result:
+    if isinstance(error, Reject):
+        return Result("rejected", describe(error))
+    if isinstance(error, Retry):
+        return Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
+    return Result("failed", describe(error))
 
 
 def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
@@ -82,11 +86,7 @@ def _ended_by_us(cause: Cause, handler: Handler, running: Running) -> Result:
     return Result("timed_out", f"{handler.type} ran longer than its timeout of {limit:.3f} s")
 
 
-class _ThreadEnded(Exception):
-    """Says what a handler in a thread raised: SystemExit would end the loop, StopIteration never reach it."""
-
-
-async def _in_thread(handler: Handler, payload: Any, running: Running, threads: Executor) -> None:
+async def _in_thread(handler: Handler, payload: Any, running: Running, threads: Executor) -> Result:
     """Run a handler in a thread and stay until that has ended, cancelled or not.
 
     A thread cannot be cancelled. It may see `ctx.cancelled` and end; if it does not, the run stays in
@@ -117,22 +117,20 @@ def _forget_cancellation(running: Running) -> None:
         pass
 
 
-def _guarded(handler: Handler, payload: Any, context: Context) -> None:
+def _guarded(handler: Handler, payload: Any, context: Context) -> Result:
+    """Call a handler in its thread. What it raises stays there, and with it whatever its frames hold."""
     try:
         answer = handler.call(payload, context)
         if inspect.iscoroutine(answer):
             answer.close()
             raise TypeError("the handler is no `async def` but returned a coroutine, which nobody awaits")
-    except (Reject, Retry):
-        raise
     except BaseException as error:  # noqa: BLE001 - SystemExit in a thread is that task's failure, too
-        raise _ThreadEnded(describe(error)) from None
+        return _raised(error)
+    return Result("succeeded")
 
 
 def describe(error: BaseException) -> str:
     """One safe line about an exception: its type, its text, and where in the handler it was raised."""
-    if isinstance(error, _ThreadEnded):
-        return str(error)
     try:
         text = str(error)
     except BaseException:  # noqa: BLE001 - a __str__ that raises is the handler's, too

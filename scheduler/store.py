@@ -227,10 +227,13 @@ class Store:
             refusals = await self._refusals(missing)
             mine = [r.id for r in refusals if r.reason == "running" and r.token == token]
             if mine:
-                rows = await self._run("reclaim", ids=words(mine), token=token)
-                claimed |= {row[0]: Lease(*row) for row in rows}
+                claimed |= {lease.id: lease for lease in await self.reclaim(mine, token=token)}
                 refusals = [r for r in refusals if r.id not in claimed]
         return [claimed[id_] for id_ in ids if id_ in claimed], refusals
+
+    async def reclaim(self, ids: Sequence[str], *, token: str) -> list[Lease]:
+        """The claims that this token holds: where the answer of `claim` was lost, or is still to come."""
+        return [Lease(*row) for row in await self._run("reclaim", ids=spelled(ids), token=token)]
 
     async def _refusals(self, ids: Sequence[str]) -> list[Refusal]:
         """Why ids could not be claimed, read after the claim: its snapshot may be older than the cause."""

@@ -116,9 +116,13 @@ class ReferenceStore:
             mine = [r.id for r in refusals if r.reason == "running" and r.token == token]
             if mine:
                 await self.between()
-                claimed |= {row.id: tables.lease(row) for row in self._rows(mine) if row.lease_token == token}
+                claimed |= {lease.id: lease for lease in await self.reclaim(mine, token=token)}
                 refusals = [r for r in refusals if r.id not in claimed]
         return [claimed[id_] for id_ in ids if id_ in claimed], refusals
+
+    async def reclaim(self, ids: Sequence[str], *, token: str) -> list[Lease]:
+        mine = (row for row in self._rows(ids) if row.status == "running" and row.lease_token == token)
+        return [tables.lease(row) for row in mine]
 
     def _refusal(self, id_: str) -> Refusal:
         row = self.held.tasks.get(id_)

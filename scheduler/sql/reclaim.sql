@@ -1,4 +1,4 @@
--- The claims that this lease holds already: the answer of an earlier claim.sql that was lost on its way.
+-- The claims that this token holds: where the answer of claim.sql was lost on its way, or is still to come.
 --
 -- in   ids, token
 -- out  as claim.sql

@@ -77,7 +77,7 @@ def _sum(rows: dict[tuple[str, str], dict[str, Any]], method: str, field: str = 
     return sum(row[field] for (kind, _), row in rows.items() if kind == method)
 
 
-@pytest.mark.parametrize("processes", ["", "--processes 2"])
+@pytest.mark.parametrize("processes", ["", pytest.param("--processes 2", marks=[pytest.mark.slow])])
 def test_the_mix_is_exact_in_any_number_of_processes(api, locust, processes):
     ended = locust("mix", f"{processes} -n 300 -w 6 {MIX} -flaky-attempts 2 --e2e-sample 30")
     assert ended.code == 0, ended.err
@@ -132,6 +132,7 @@ def _p95(row: dict[str, Any]) -> float:
     raise AssertionError("an empty row")
 
 
+@pytest.mark.slow
 def test_a_spike_is_calm_then_crowded_then_calm_and_ends(api, locust):
     ended = locust("spike", "--calm-s 1 --spike-s 1 --calm-users 1 --spike-users 20 --user-rate 5")
     assert ended.code == 0, ended.err
@@ -181,6 +182,7 @@ def test_options_that_cannot_work_are_refused(locust, options, code, error):
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_with_its_slice_ends_the_run_with_an_error(api, tmp_path):
     port = _free_port()
     command = [sys.executable, "-m", "locust", "--headless", "--host", api.url, "--processes", "2", "-w", "2"]
@@ -196,6 +198,7 @@ def test_a_process_that_dies_with_its_slice_ends_the_run_with_an_error(api, tmp_
     assert "A worker died with its slice of the deck" in error
 
 
+@pytest.mark.slow
 def test_a_bare_start_serves_its_web_ui_on_loopback_and_runs_from_there(api, tmp_path):
     port = _free_port()  # in place of 8089, which another Locust on this machine may hold
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILES / "mix.py")]

@@ -134,6 +134,7 @@ def test_the_snapshot_leaves_nothing_running(executed):
     assert not left, [_command(pid) for pid in left]
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_killed_kernel_leaves_nothing_running(tmp_path):
     mark = uuid.uuid4().hex

@@ -61,7 +61,9 @@ def test_none_outlives_its_parent(apis):
     until(lambda: not any(map(alive, pids)), within_s=10)
 
 
-@pytest.mark.parametrize("words", [["api"], ["api", "--workers", "2"]])
+@pytest.mark.parametrize(
+    "words", [["api"], pytest.param(["api", "--workers", "2"], marks=[pytest.mark.slow])]
+)
 def test_nobody_comes_in_beside_them(apis, start, here, words: list[str]):
     """Sockets that share an address would take each other's connections without a word."""
     _, _, http, _ = apis
@@ -72,6 +74,7 @@ def test_nobody_comes_in_beside_them(apis, start, here, words: list[str]):
     ]
 
 
+@pytest.mark.slow
 def test_a_port_of_their_choice_is_the_same_for_all(start, here):
     parent = start("api", "--workers", "2", **here | {"HTTP_ADDR": f"{HOST}:0", "METRICS_ADDR": f"{HOST}:0"})
     parent.says(r"ready fleet apis=2 pid=\d+")

@@ -109,6 +109,7 @@ def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, sche
     assert processes(data) == set()
 
 
+@pytest.mark.slow
 def test_every_address_that_is_shown_answers(start, here, tmp_path):
     """On servers of one's own nothing but the processes is started."""
     up = start("up", "--data-dir", str(tmp_path), "--workers", "1", **here)

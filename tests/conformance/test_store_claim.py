@@ -122,6 +122,19 @@ async def test_claiming_again_takes_what_the_first_time_could_not(store: Store, 
     assert refusals == []
 
 
+async def test_what_a_token_was_granted_can_be_asked_for(store: Store, db: Database):
+    """Without its claim being sent again: only what runs under the token, and nothing is changed."""
+    mine, theirs, queued = (db.put() for _ in range(3))
+    ended = db.put("succeeded")
+    await claim(store, mine, ended)
+    await claim(store, theirs, token="theirs")
+    before = db.rows("SELECT *, xmin FROM tasks ORDER BY id")
+    granted = await store.reclaim([mine, ended, theirs, queued, new_id(), *FORGED], token="mine")
+    assert [(lease.id, lease.attempt, lease.token) for lease in granted] == [(mine, 1, "mine")]
+    assert db.rows("SELECT *, xmin FROM tasks ORDER BY id") == before
+    assert await store.reclaim([], token="mine") == []
+
+
 async def test_a_claim_of_an_earlier_attempt_does_not_return(store: Store, db: Database):
     """The lease was lost and the task is another worker's now: the same ids, but another token."""
     id_ = db.put()

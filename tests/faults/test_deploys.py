@@ -27,6 +27,8 @@ from scheduler import migrate
 MIX = Mix(flaky=10, fail=5, sleep=10, sleep_ms=200)
 """All four types. The sleepers are there so that at every moment some runs are in progress."""
 
+ROUNDS = 10
+
 COLUMN = """\
 BEGIN;
 
@@ -118,16 +120,17 @@ def column(url: str, sql: str) -> list[object]:
         return [row[0] for row in connection.execute(sql.encode())]
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_old_workers_go_on_while_two_migrate_at_once_and_the_new_ones_take_over(
-    site: Callable[..., Site], start: Start, new_build: NewBuild, rounds: int
+    site: Callable[..., Site], start: Start, new_build: NewBuild
 ):
     here = site(workers=2, RETRY_BASE_MS=100, RETRY_JITTER_MS=50)
     url, old = here.system.postgres_url, {member.pid for member in here.system.fleet}
     env = here.system.stack.env | new_build.env
     traffic = Traffic(here.system.host)
     with traffic.flowing():
-        for number in range(rounds):
+        for number in range(ROUNDS):
             new = new_build.expand(f"round_{number}")
             began = here.system.now()
             assert applied([start("migrate", **env) for _ in range(2)]) == new
@@ -144,7 +147,7 @@ def test_old_workers_go_on_while_two_migrate_at_once_and_the_new_ones_take_over(
     newcomer.signal(signal.SIGTERM)
     assert newcomer.ends() == 0
     assert column(url, INVALID) == []
-    assert column(url, "SELECT max(version) FROM schema_migrations") == [migrate.latest() + 2 * rounds]
+    assert column(url, "SELECT max(version) FROM schema_migrations") == [migrate.latest() + 2 * ROUNDS]
 
 
 def workers(here: Site) -> set[int]:
@@ -194,6 +197,7 @@ def test_a_new_build_refuses_an_old_schema(idle: dict[str, str], start: Start, n
     }
 
 
+@pytest.mark.slow
 def test_an_old_build_refuses_a_schema_that_it_cannot_use(
     here: dict[str, str], start: Start, new_build: NewBuild
 ):

@@ -40,6 +40,9 @@ FAILURES = {
 SUCCESSES = ["cancels_itself", "returns_what_cannot_be_sent"]
 
 
+LOST = "SELECT task_id, worker, claimed_at, finished_at, error FROM task_runs WHERE outcome = 'lost'"
+
+
 class Hell:
     """A fleet of two workers that serve the handlers of hell.py, and 200 innocent tasks."""
 
@@ -104,8 +107,8 @@ def test_what_a_handler_raises_is_the_failure_of_its_task_alone(hell):
     assert [o for o in found["hangs"]["outcomes"] if o != "released"] == ["timed_out", "timed_out"]
     assert found["hangs"]["last_error"] == "hangs ran longer than its timeout of 0.300 s"
     assert found["blocks"]["outcomes"][-1] == "succeeded"
-    assert not hell.site.column("SELECT task_id FROM task_runs WHERE outcome = 'lost'")
-    assert hell.codes() == []
+    assert hell.codes() == [], "".join(hell.fleet.err)
+    assert not hell.site.system.query(LOST), "".join(hell.fleet.err)
 
 
 # A run that nobody can end: the worker settles it as timed out, gives back the rest, and exits with 70.

@@ -36,12 +36,12 @@ def test_nothing_is_lost_when_redis_forgets_everything(site, n, seed):
     assert 0.1 * n <= scene.ended < n
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=[pytest.mark.slow])])
-def test_redis_is_whole_again_within_five_seconds(site, times):
+@pytest.mark.slow
+def test_redis_is_whole_again_within_five_seconds(site):
     """10,000 tasks wait; the worker serves another queue, so all of them stay."""
     here = site(workers=1, WORKER_QUEUES="elsewhere")
     ids = here.send([{"type": "noop"}] * 10_000)
-    for _ in range(times):
+    for _ in range(5):
         until(lambda: here.client.hlen(here.key("live")) == len(ids))
         began = time.monotonic()
         here.client.flushall()
@@ -71,6 +71,7 @@ async def test_a_retry_that_redis_takes_for_a_running_task_does_not_wait_for_the
     assert again.attempt == 2
 
 
+@pytest.mark.slow
 def test_a_full_redis_drains(site, own_redis):
     """Tasks are accepted beyond what Redis has room for, and each of them is run, once."""
     here = site(workers=1, redis=own_redis.url)

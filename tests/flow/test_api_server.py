@@ -212,6 +212,7 @@ def test_a_body_of_a_byte_now_and_then_is_not_waited_for(settings):
     assert rows(settings) == 0
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_not_closed_under_its_client(settings):
     """Uvicorn's own 5 s are shorter than what clients and load balancers reckon with."""
     with serving(settings) as api, closing(HTTPConnection("127.0.0.1", api.port)) as client:

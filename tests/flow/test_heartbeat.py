@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fix_flow import Flow, MakeFlow
 from fix_proxy import Proxy
@@ -53,6 +54,31 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease(make_flow: MakeFlo
         async with flow.worker():
             await flow.ended(id_)
     assert (calls, flow.db.outcomes(id_)) == (1, ["succeeded"])
+    await flow.agree()
+
+
+async def test_a_claim_whose_answer_waits_for_a_blocked_loop_keeps_its_leases(make_flow: MakeFlow):
+    """What was granted would be lost before its worker knew of it, and cost every task a loss."""
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    ids = await flow.enqueue_many(3)
+
+    class Blocked(Store):
+        """A handler blocks the loop while the first claim is on its way."""
+
+        async def claim(self, *args: Any, **options: Any) -> Any:
+            answer = await super().claim(*args, **options)
+            assert flow.db.value("SELECT count(*) FROM tasks WHERE status = 'running'") == 3
+            time.sleep(LONG_S)  # noqa: ASYNC251 - the loop must be blocked
+            return answer
+
+    store = await Blocked.open(flow.settings, name="blocked", max_conns=4)
+    try:
+        with flow.rival():
+            async with flow.worker(store=store):
+                await flow.ended(*ids)
+    finally:
+        await store.close()
+    assert [flow.db.outcomes(id_) for id_ in ids] == [["succeeded"]] * 3
     await flow.agree()
 
 

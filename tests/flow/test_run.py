@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ class Mute(Exception):
 class Deadly(Exception):
     def __str__(self) -> str:
         raise SystemExit(3)
+
+
+class Held:
+    """Stands for a lot of memory."""
 
 
 class NotText(Exception):
@@ -107,6 +113,30 @@ async def test_whatever_is_raised_is_a_result(threads, what: str, asynchronous: 
     assert len(result.error) <= 4000
     result.error.encode()
     assert asyncio.current_task().cancelling() == 0
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "thread"])
+@pytest.mark.parametrize("raised", [MemoryError, Reject, Retry])
+async def test_what_a_handler_held_is_free_as_soon_as_it_has_failed(threads, raised, asynchronous: bool):
+    """Not at the next collection: a worker that has run out of memory may not live to see one."""
+    registry = Registry()
+    held: list[weakref.ref[Held]] = []
+
+    def fail() -> None:
+        something = Held()
+        held.append(weakref.ref(something))
+        raise raised("enough")
+
+    async def fail_on_the_loop() -> None:
+        fail()
+
+    registry.register("t")(fail_on_the_loop if asynchronous else fail)
+    gc.disable()
+    try:
+        await call(registry, threads)
+        await eventually(lambda: held[0]() is None, within_s=5)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "thread"])

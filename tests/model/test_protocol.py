@@ -112,6 +112,7 @@ def test_without_a_guard_something_goes_wrong(variant: type[Variant]) -> None:
     assert report.violation.startswith(variant.breaks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [2, 3])
 def test_keys_lost_between_two_censuses_do_not_hide_each_other_for_ever(keys: int) -> None:
     """The sizes may agree again; then the reaper takes out what nobody owns, and they do not."""

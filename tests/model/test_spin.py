@@ -24,9 +24,9 @@ def output(*command: str, folder: Path) -> str:
     ("without", "broken"),
     [
         ("", set()),
-        ("NO_REAPER", {"ends"}),
-        ("NO_RECONCILER", {"ends"}),
-        ("NO_FENCE", {"stays"}),
+        pytest.param("NO_REAPER", {"ends"}, marks=[pytest.mark.slow]),
+        pytest.param("NO_RECONCILER", {"ends"}, marks=[pytest.mark.slow]),
+        pytest.param("NO_FENCE", {"stays"}, marks=[pytest.mark.slow]),
     ],
     ids=["the protocol", "no reaper", "no reconciler", "no fence"],
 )

@@ -73,7 +73,7 @@ def run(machine: type[Machine], examples: int, phases: tuple[Phase, ...] = tuple
 
 @pytest.mark.parametrize("machine", [WHEEL], indirect=True)
 def test_servers_and_reference_go_the_same_way(machine: type[Machine]):
-    run(machine, 25)
+    run(machine, 12)
 
 
 @pytest.mark.slow
