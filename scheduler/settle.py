@@ -183,30 +183,41 @@ class Settler:
         return max(self._left_at.values()) + _YOUNG_S - clock.monotonic()
 
     async def _record(self, batch: Sequence[Settlement]) -> list[Settlement]:
-        """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go."""
-        pause = _PAUSE_S
-        while batch:
+        """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go.
+
+        What has no answer may have been too much at once, so it is sent again in smaller parts.
+        """
+        stand: list[Settlement] = []
+        left, size, pause = list(batch), len(batch), _PAUSE_S
+        while left:
+            part = left[:size]
             try:
-                point = "release" if all(s.outcome == "released" for s in batch) else "settle"
+                point = "release" if all(s.outcome == "released" for s in part) else "settle"
                 settled = await failpoints.through(
-                    f"{point}.commit", self._store.settle(batch, worker=self._worker)
+                    f"{point}.commit", self._store.settle(part, worker=self._worker)
                 )
             except StoreUnavailable as error:
-                now = clock.monotonic()
-                gone = [s for s in batch if s.lease.expires <= now]
-                if gone:
-                    self._log.warning(
-                        "outcomes given up at their leases' end", tasks=len(gone), error=str(error)
-                    )
-                batch = [s for s in batch if s.lease.expires > now]
+                left = self._still_leased(left, error)
+                size = max(1, min(size, len(left)) // 2)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             except StoreError as error:
-                return await self._record_halves(batch, error)
+                stand += await self._record_halves(part, error)
+                left = left[len(part) :]
             else:
-                self._count(batch, settled)
-                return [s for s in batch if s.lease.id in settled]
-        return []
+                self._count(part, settled)
+                stand += [s for s in part if s.lease.id in settled]
+                left, size, pause = left[len(part) :], 2 * size, _PAUSE_S
+        return stand
+
+    def _still_leased(self, batch: Sequence[Settlement], error: StoreUnavailable) -> list[Settlement]:
+        now = clock.monotonic()
+        kept = [s for s in batch if s.lease.expires > now]
+        if len(kept) < len(batch):
+            self._log.warning(
+                "outcomes given up at their leases' end", tasks=len(batch) - len(kept), error=str(error)
+            )
+        return kept
 
     async def _record_halves(self, batch: Sequence[Settlement], error: StoreError) -> list[Settlement]:
         """Find the one outcome that is refused: record it without its text, or leave it to the reaper."""

@@ -454,3 +454,25 @@ async def test_every_settlement_has_one_destination(flow: Flow):
         moved = move(decide(lease, Result(kind), None, flow.settings))
         assert (moved.id, moved.token, moved.where) == (lease.id, lease.token, place)
         assert moved.priority == ("low" if place != "gone" else "default")
+
+
+SLOW_HISTORY = """
+CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END';
+CREATE TRIGGER be_slow BEFORE INSERT ON task_runs FOR EACH ROW EXECUTE FUNCTION be_slow();
+"""
+
+
+async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeFlow, flow_db: Database):
+    """Sent again as it was, it would take too long again, until the leases end and all of it runs once more."""
+    db = flow_db
+    limited = f"{db.url}&options=-c%20statement_timeout%3D300"
+    flow = await make_flow(POSTGRES_URL=limited, VIS_TIMEOUT_MS=20_000)
+    await flow.enqueue_many(40)  # 0.8 s of history at once
+    leases = await flow.lease()
+    db.rows(SLOW_HISTORY)
+    try:
+        await flow.settle(*leases)
+    finally:
+        db.rows("DROP TRIGGER be_slow ON task_runs; DROP FUNCTION be_slow()")
+    assert [db.outcomes(lease.id) for lease in leases] == [["succeeded"]] * 40
+    await flow.agree()
