@@ -463,7 +463,7 @@ CREATE TRIGGER be_slow BEFORE INSERT ON task_runs FOR EACH ROW EXECUTE FUNCTION 
 
 
 async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeFlow, flow_db: Database):
-    """Sent again as it was, it would take too long again, until the leases end and all of it runs once more."""
+    """Sent again as it was, it would take too long again, until the leases end and all of it runs again."""
     db = flow_db
     limited = f"{db.url}&options=-c%20statement_timeout%3D300"
     flow = await make_flow(POSTGRES_URL=limited, VIS_TIMEOUT_MS=20_000)
