@@ -8,7 +8,7 @@ DEV := $(VENV)/.ready-dev
 
 # Proofs that measure time, or that need the whole machine: these run alone, the others two at a time.
 ALONE := $(patsubst %,tests/faults/test_%.py,chaos fairness_live redis_is_disposable stores_away time) \
-	$(patsubst %,tests/bench/test_%.py,growth limits meter peers reliability soak)
+	$(patsubst %,tests/bench/test_%.py,growth limits meter peers ratios reliability soak)
 TWO_AT_A_TIME := -q -n 2 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -31,8 +31,10 @@ test: lint ## Check the style, then run the tests
 	@$(BIN)/pytest -m "not slow" $(TWO_AT_A_TIME)
 
 prove: $(DEV) ## Run the slow proofs: faults, load, twins
-	@$(BIN)/pytest -m slow $(TWO_AT_A_TIME) $(addprefix --ignore=,$(ALONE))
-	@$(BIN)/pytest -m slow -v $(ALONE)
+	@failed=0; \
+	$(BIN)/pytest -m slow $(TWO_AT_A_TIME) --durations=20 $(addprefix --ignore=,$(ALONE)) || failed=1; \
+	$(BIN)/pytest -m slow -v --durations=20 $(ALONE) || failed=1; \
+	exit $$failed
 
 soak: $(USE) ## Half an hour at half load: nothing may grow (make soak ARGS="--minutes 5")
 	@$(BIN)/bench soak $(or $(ARGS),--out docs/records/soak.json)
