@@ -19,11 +19,13 @@ from scheduler.model import Lease
 class Claim:
     """A claim that was sent and whose answer was not read yet. Some of its tasks may be ours already.
 
-    `renewed` is a reading of clock.monotonic: what was granted had its full time left then, or later.
+    `sent` and `renewed` are readings of clock.monotonic: when it was sent last, and since when whatever was
+    granted has had its full time.
     """
 
     ids: Sequence[str]
     token: str
+    sent: float
     renewed: float
 
 

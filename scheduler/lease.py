@@ -84,14 +84,16 @@ class Lessor:
         return []
 
     async def _claim(self, shard: Shard, ids: Sequence[str], token: str) -> list[Lease]:
-        claim = Claim(ids, token, renewed=clock.monotonic())
+        now = clock.monotonic()
+        claim = Claim(ids, token, sent=now, renewed=now)
         self._held.asked(claim)
         try:
             leases, refusals = await self._answer(claim)
             for lease in leases:
                 # Counted from before the claim was sent: by Postgres' clock the lease lasts at least as long.
-                lease.claimed = lease.renewed = claim.renewed
-                lease.expires = claim.renewed + self._vis_ms / 1000
+                # If it was sent twice, the first time may have been the one: the heartbeat renews in time.
+                lease.claimed, lease.renewed = claim.sent, claim.renewed
+                lease.expires = max(claim.sent, claim.renewed) + self._vis_ms / 1000
             self._held.add(leases)
         finally:
             self._held.answered(claim)
@@ -105,20 +107,20 @@ class Lessor:
         over = claim.renewed + self._vis_ms / 1000
         pause = _PAUSE_S
         while True:
-            sent = clock.monotonic()
             try:
                 return await failpoints.through(
                     "lease.claim",
                     self._store.claim(claim.ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms),
                 )
             except StoreUnavailable as error:
-                if sent + pause >= over:
+                if claim.sent + pause >= over:
                     self._log.warning(
                         "claim given up at the lease's end", tasks=len(claim.ids), error=str(error)
                     )
                     return [], []
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+                claim.sent = clock.monotonic()
 
     async def _put_right(self, shard: Shard, refusals: Sequence[Refusal], token: str) -> None:
         for reason, n in Counter(r.reason for r in refusals).items():

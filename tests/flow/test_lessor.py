@@ -12,6 +12,7 @@ from fix_proxy import Proxy
 from fix_store import Database
 from waiting import eventually
 
+from scheduler import clock
 from scheduler.errors import QueueUnavailable
 from scheduler.model import Priority, new_id
 from scheduler.supervisor import free_port
@@ -177,10 +178,30 @@ async def test_a_claim_whose_answer_is_lost_is_asked_again_and_starts_nothing_tw
     link.swallow("down")
     taking = asyncio.create_task(flow.lease())
     await eventually(lambda: flow.db.value("SELECT count(*) FROM tasks WHERE status = 'running'") == 3)
+    granted = clock.monotonic()
     link.reset()
     link.heal()
-    assert [(lease.id, lease.attempt) for lease in await taking] == [(id_, 1) for id_ in ids]
+    leases = await taking
+    assert [(lease.id, lease.attempt) for lease in leases] == [(id_, 1) for id_ in ids]
+    assert all(lease.renewed < granted < lease.claimed for lease in leases), "to be renewed in time"
     await flow.agree()
+
+
+async def test_a_claim_that_arrives_late_is_counted_from_when_it_was_sent_last(
+    make_flow: MakeFlow, flow_db: Database, proxy: Callable[[str], Proxy]
+):
+    """The start and the end of its run are told from there: they would come out later than they were."""
+    link = proxy(flow_db.url)
+    flow = await make_flow(POSTGRES_URL=link.url, STORE_TIMEOUT_MS=300)
+    await flow.enqueue()
+    link.stop()
+    began = clock.monotonic()
+    taking = asyncio.create_task(flow.lease())
+    await eventually(lambda: clock.monotonic() - began > 0.5)
+    link.start()
+    (lease,) = await taking
+    assert lease.claimed > began + 0.2
+    assert lease.expires == lease.claimed + flow.settings.vis_timeout_ms / 1000
 
 
 async def test_a_claim_that_cannot_be_asked_is_let_go_at_the_leases_end(
