@@ -9,10 +9,13 @@ import random
 from array import array
 
 from bench.scenario import Open, Shape
+from bench.tape import Replay
 
 
-def times(load: Open | Shape, seed: int) -> array[float]:
+def times(load: Open | Shape | Replay, seed: int) -> array[float]:
     """As many rising times as the load has tasks; only random spacing reads the seed."""
+    if isinstance(load, Replay):
+        return load.tape().coming
     if isinstance(load, Shape):
         return _shaped(load)
     if load.spacing == "even":

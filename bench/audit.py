@@ -18,7 +18,7 @@ import psycopg
 from bench import index, journal
 from bench.checks import CHECKS, KEY_CHECKS, NOT_ENDED, UNEXPECTED
 from bench.index import Index
-from bench.workload import Deck, Expected, expected
+from bench.workload import Dealt, Expected, expected
 
 _SHOWN: Final = 5
 _LOOK_S: Final = 0.2
@@ -164,7 +164,7 @@ def judge_rows(
     return checks, _pairs(connection, statuses)
 
 
-def deck_expected(dealt: Deck, places: Iterable[int], *, max_losses: int, lease_ms: int) -> Expected:
+def deck_expected(dealt: Dealt, places: Iterable[int], *, max_losses: int, lease_ms: int) -> Expected:
     """What must become of the bodies of a deck that were accepted."""
     return expected(dealt, indexes=places, max_losses=max_losses, lease_ms=lease_ms)
 

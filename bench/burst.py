@@ -12,7 +12,7 @@ from bench.delivery import Progress
 from bench.receipts import LoadResult
 from bench.scenario import Bulk, Closed, Load
 from bench.system import Running
-from bench.workload import Deck
+from bench.workload import Dealt
 
 _LOOK_S: Final = 0.2
 _STALLED_S: Final = 60.0
@@ -30,7 +30,7 @@ class Stalled(RuntimeError):
 class Burst:
     """What a burst brought back: the client's receipts, with the ids that were accepted."""
 
-    dealt: Deck
+    dealt: Dealt
     result: LoadResult
 
     @property
@@ -44,7 +44,7 @@ class Burst:
         return [receipt.place for receipt in self.result.receipts]
 
 
-def send(system: Running, dealt: Deck, tell: Tell, how: Load | None = None, *, seed: int = 1) -> Burst:
+def send(system: Running, dealt: Dealt, tell: Tell, how: Load | None = None, *, seed: int = 1) -> Burst:
     """Send the deck; returns when all of it is accepted, or was sent at its time if it is an open loop.
 
     Args:
@@ -69,7 +69,7 @@ def send(system: Running, dealt: Deck, tell: Tell, how: Load | None = None, *, s
 
 
 def _sending(
-    dealt: Deck, how: Load, host: str, seed: int, progress: Progress
+    dealt: Dealt, how: Load, host: str, seed: int, progress: Progress
 ) -> Coroutine[Any, Any, LoadResult]:
     if isinstance(how, Bulk):
         return load.bulk(dealt, host=host, size=how.size, senders=how.senders, progress=progress)

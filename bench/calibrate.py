@@ -1,10 +1,13 @@
 """The command `calibrate`: costs with which the twin comes out as measured runs did.
 
 Each record brings the cores of its machine and the costs that its runs told (see `measured.prices`). Of each
-the median is taken; of CPU the least, since an idle fleet uses some, too, and of what is longer where tasks
-have to queue also the least. What no record tells keeps its default. One number is free: `inflation`, by what
-CPU costs more than its price while the machine is busy. It is set so that drains and p95 waits come out best,
-by the squares of their relative errors, and the errors that are left are printed.
+the median is taken; of CPU the least, since an idle fleet uses some, too, and of latencies also the least,
+since they are longer where tasks or calls have to queue. So one of the records should be of a busy fleet, as
+`noops` makes one, and another of an idle one, as `steady` does. What no record tells keeps its default.
+
+One number is free: `inflation`, by what CPU costs more than its price while the machine is busy. It is set so
+that drains and p95 waits come out best, by the squares of their relative errors, and the errors that are left
+are printed.
 
 Records given with `--check` are not fitted to but predicted. The exit code is 1 if a drain among them is not
 predicted within `--within` percent.
@@ -20,7 +23,7 @@ from math import exp, fsum, log
 from pathlib import Path
 from typing import Any, Final
 
-from bench import record, repeats
+from bench import cells, record, repeats
 from bench.costs import Costs
 from bench.figure import lined_up
 from bench.report import seconds
@@ -34,18 +37,19 @@ _CLOSE: Final = 0.02
 _PLACES: Final = 9
 _FIGURES: Final = ("drain_s", "p95_wait_s")
 _HEADERS: Final = ("Run", "Drain", "Predicted", "Error", "p95 wait", "Predicted", "Error")
-_LEAST: Final = ("worker_us", "postgres_us", "redis_us", "wake_ms", "bulk_ms")
+_LEAST: Final = ("worker_us", "postgres_us", "redis_us", "wake_ms", "bulk_ms", "lease_ms", "settle_ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of a record: the scenario, which repeat of it, its figures, and the costs that it told."""
+    """One run of a record: the scenario, which repeat, its figures, and the costs and scores that it told."""
 
     planned: Scenario
     repeat: int
     drain_s: float
     p95_wait_s: float
     prices: Mapping[str, float]
+    scores: Mapping[str, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", type=Path, action="append", metavar="RECORD", help="predict these runs; repeatable"
     )
     parser.add_argument("--within", type=float, default=15.0, help="how far off a drain may be, in %% (15)")
-    parser.add_argument("--out", type=Path, help="write a record here; `simulate --costs` takes it")
+    parser.add_argument("--out", type=Path, help="write a record here, for `simulate --costs` and `validate`")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -71,7 +75,13 @@ def main(args: argparse.Namespace) -> int:
         print(f"\nNot fitted to:\n{lined_up(_HEADERS, [_cells(each) for each in predictions])}")
     if args.out is not None:
         words = [*map(str, args.records), *(f"--check {path}" for path in args.check or ())]
-        result = {"costs": fitted.content(), "errors": errors, "predictions": predictions}
+        result = {
+            "costs": fitted.content(),
+            "fitted_to": sorted({cells.identity(run.planned) for run in fitted_to}),
+            "scores": speed(fitted_to),
+            "errors": errors,
+            "predictions": predictions,
+        }
         record.write(args.out, record.make(["bench calibrate", *words], result))
     far = [
         each
@@ -95,7 +105,14 @@ def read(path: Path) -> list[Measured]:
     if not runs:
         raise StartError(f"{path} holds disturbed runs only: repeat `bench run` on a quiet machine")
     return [
-        Measured(found.planned, run["block"], run["drain_s"], run["wait"]["p95_s"], run["prices"] | cores)
+        Measured(
+            found.planned,
+            run["block"],
+            run["drain_s"],
+            run["wait"]["p95_s"],
+            run["prices"] | cores,
+            run["scores"],
+        )
         for run in runs
     ]
 
@@ -114,6 +131,12 @@ def fit(runs: Sequence[Measured]) -> Costs:
 
     best = lowest(misfit, log(LEAST_INFLATION), log(MOST_INFLATION))
     return replace(base, inflation=round(exp(best), 3))
+
+
+def speed(runs: Sequence[Measured]) -> dict[str, float]:
+    """The scores of the machine while it ran them: the median of each."""
+    names = sorted({name for run in runs for name in run.scores})
+    return {n: statistics.median([run.scores[n] for run in runs if n in run.scores]) for n in names}
 
 
 def lowest(function: Callable[[float], float], low: float, high: float) -> float:

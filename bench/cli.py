@@ -17,8 +17,14 @@ _COMMANDS: Final = {
     "run": ("bench.run", "carry out scenarios live, block by block, and keep a record of each"),
     "report": ("bench.report_cli", "records of runs as tables, plots and one HTML file without network"),
     "compare": ("bench.compare", "is one of two records, or commits, faster, slower, or can nobody tell?"),
+    "capture": ("bench.capture_cli", "a window of a live system's history as a trace, without payloads"),
     "simulate": ("bench.simulate", "a scenario in virtual time, with the product's own rules"),
     "calibrate": ("bench.calibrate", "what a simulation must charge to come out as measured runs did"),
+    "validate": ("bench.validate_cli", "predict runs of cells that were held out, run them, tell the errors"),
+    "advise": (
+        "bench.advise_cli",
+        "settings at odds with what runs have shown, and how large a fleet a wait needs",
+    ),
     "audit": (
         "bench.audit_cli",
         "judge the tasks of a ledger, or a live system: is everything where it must be?",

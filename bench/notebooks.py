@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,13 @@ PROFILES: Final = {
 class OwnKernel(AsyncKernelManager):
     """Starts ipykernel on the Python that runs this; no installed kernel specification is asked.
 
-    They talk through sockets that are files of ours: no port is open to others on the machine.
+    They talk through sockets that are files of ours: no port is open to others on the machine. Each kernel
+    has names of its own for them, since by default two that start at once in one directory meet at the same.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"transport": "ipc"} | options)
+        files = Path(tempfile.gettempdir()) / f"kernel-{uuid.uuid4().hex}"
+        super().__init__(**{"transport": "ipc", "ip": str(files)} | options)
 
     @property
     def kernel_spec(self) -> KernelSpec:

@@ -23,7 +23,7 @@ from bench.sampling import Sampler
 from bench.scenario import Load
 from bench.scrape import Page
 from bench.system import Running
-from bench.workload import Deck, Expected, Mix, deck
+from bench.workload import Dealt, Expected, Mix, deck
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def observe(system: Running, title: str, mix: Mix, n: int, *, seed: int = 1) -> 
 def observed(
     system: Running,
     title: str,
-    dealt: Deck,
+    dealt: Dealt,
     how: Load | None = None,
     *,
     seed: int = 1,

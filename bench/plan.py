@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from bench import scenario, theory
+from bench import scenario, tape, theory
 from bench.figure import lined_up, shown
 from bench.scenario import Scenario
 from bench.theory import Forecast, Part
@@ -54,7 +54,7 @@ def told(planned: Scenario, forecast: Forecast) -> list[str]:
         lines.append("there are faults: what a worker loses runs again, so counts may differ")
     elif theory.undecided(planned):
         lines.append("sleep_ms is close to the lease: a sleeper may be lost or not, and counts may differ")
-    return lines
+    return lines + tape.told(planned.load, planned.fleet.config.vis_timeout_ms)
 
 
 def content(planned: Scenario, forecast: Forecast) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def content(planned: Scenario, forecast: Forecast) -> dict[str, Any]:
         | {"drain_s": forecast.floor.drain_s, "binding": forecast.floor.binding},
         "offered": forecast.offered,
         "exact": not (planned.faults or theory.undecided(planned)),
+        "notes": tape.notes(planned.load, planned.fleet.config.vis_timeout_ms),
     }
 
 

@@ -96,14 +96,14 @@ def waits(ax: Axes, ledger: Ledger) -> Axes:
         colour, dashes = PRIORITY.get(str(priority), (BLACK, "-"))
         share = history.ecdf(runs["wait_s"])
         p95 = float(runs["wait_s"].quantile(0.95))
-        _raw(ax, share.index, share, colour)
+        raw(ax, share.index, share, colour)
         label = f"{priority}: p95 {seconds(p95)}, n = {len(runs):,}"
         ax.step(share.index, share, where="post", color=colour, linestyle=dashes, label=label)
         ax.plot([p95], [0.95], "o", color=colour, markersize=5, clip_on=False)
     ax.axhline(0.95, color=BLACK, linewidth=0.8, linestyle="--")
     ax.set(xlabel="wait from due to start (s)", ylabel="share of tasks started", ylim=(0, 1.02))
     ax.set_xlim(left=0)
-    return _legend(ax)
+    return legend(ax)
 
 
 def run_times(ax: Axes, ledger: Ledger) -> Axes:
@@ -115,22 +115,22 @@ def run_times(ax: Axes, ledger: Ledger) -> Axes:
         own = runs["type"] == name
         ran, lost = runs["run_s"][own].dropna(), held[own & (runs["outcome"] == "lost")]
         names.append(f"{name}\n{len(ran):,} ran, {len(lost):,} lost")
-        _strip(ax, ran, row, SKY)
-        _strip(ax, lost, row, VERMILION)
+        strip(ax, ran, row, SKY)
+        strip(ax, lost, row, VERMILION)
         if len(ran):
             ax.plot(ran.quantile(0.5), row, "|", color=BLACK, markersize=18, markeredgewidth=2)
             ax.plot(ran.quantile(0.95), row, "D", color=BLACK, markersize=5)
-    _entries(
+    entries(
         ax,
         ("one run", {"color": SKY, "marker": "."}),
         ("one lost run, from claim to reaping", {"color": VERMILION, "marker": "."}),
         ("median of the runs", {"color": BLACK, "marker": "|", "markeredgewidth": 2}),
         ("p95 of the runs", {"color": BLACK, "marker": "D", "markersize": 5}),
     )
-    _rows(ax, names)
+    named_rows(ax, names)
     ax.set(xscale="log", xlabel="run time (logarithmic)")
     ax.xaxis.set_major_formatter(lambda value, _: seconds(value))
-    return _legend(ax)
+    return legend(ax)
 
 
 def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -> Axes:
@@ -141,7 +141,7 @@ def again(ax: Axes, ledger: Ledger, samples: pd.DataFrame, expected: Expected) -
     )
     for name, runs, metric, colour, due in kinds:
         count = history.accumulated(ledger, runs["finished_at"])
-        _raw(ax, count.index, count, colour)
+        raw(ax, count.index, count, colour)
         ax.step(count.index, count, where="post", color=colour, label=f"{name} in Postgres: {len(runs):,}")
         scraped = sampling.total(samples, metric)
         if len(scraped):
@@ -159,7 +159,7 @@ def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
     scale, unit = (1, "s") if end >= 1 else (1000, "ms")
     for y, row in enumerate(rows):
         shown = row.observed[row.observed <= end]
-        _strip(ax, shown * scale, y, SKY)
+        strip(ax, shown * scale, y, SKY)
         if isfinite(row.scraped_s):
             width = min(row.high_s, end) - row.low_s
             ax.barh(y, width * scale, 0.5, row.low_s * scale, color=SCRAPED, alpha=0.25)
@@ -167,16 +167,16 @@ def p95s(ax: Axes, rows: Sequence[P95]) -> Axes:
         ax.plot(row.postgres_s * scale, y, "o", color=POSTGRES, markersize=6)
         if beyond := len(row.observed) - len(shown):
             ax.annotate(f"{beyond:,} beyond →", (end * scale, y - 0.27), ha="right", fontsize=8)
-    _entries(
+    entries(
         ax,
         ("one value in Postgres", {"color": SKY, "marker": "."}),
         ("p95 in Postgres", {"color": POSTGRES, "marker": "o"}),
         ("p95 by histogram_quantile", {"color": SCRAPED, "marker": "D"}),
         ("its bucket", {"color": SCRAPED, "marker": "s", "markersize": 9, "alpha": 0.25}),
     )
-    _rows(ax, [f"{row.name}\nn = {len(row.observed):,}" for row in rows])
+    named_rows(ax, [f"{row.name}\nn = {len(row.observed):,}" for row in rows])
     ax.set(xlabel=f"time ({unit})", xlim=(0, end * scale))
-    return _legend(ax)
+    return legend(ax)
 
 
 def repeats(
@@ -196,16 +196,16 @@ def repeats(
             ax.plot(own, [y] * len(own), "o", color=BLUE, alpha=0.7, markersize=5, markerfacecolor=inside)
         if standing := [value for value, fine in values if fine and isfinite(value)]:
             ax.plot(np.median(standing), y, "|", color=BLACK, markersize=20, markeredgewidth=2)
-    _entries(
+    entries(
         ax,
         ("one repeat", {"color": BLUE, "marker": "o"}),
         ("one that was disturbed", {"color": BLUE, "marker": "o", "markerfacecolor": "none"}),
         ("median of those that stand", {"color": BLACK, "marker": "|", "markeredgewidth": 2}),
     )
-    _rows(ax, [name for name, _ in rows])
+    named_rows(ax, [name for name, _ in rows])
     ax.set_xlabel(f"{title} ({unit})" if unit else title)
     ax.set_xlim(0, 1.05 * max((v for _, values in rows for v, _ in values if isfinite(v)), default=1.0))
-    return _legend(ax)
+    return legend(ax)
 
 
 def nice(length: float) -> float:
@@ -214,27 +214,29 @@ def nice(length: float) -> float:
     return float(min((1, 2, 5, 10), key=lambda n: abs(n - length / power)) * power)
 
 
-def _raw(ax: Axes, x: Any, y: Any, colour: str, label: str | None = None) -> None:
+def raw(ax: Axes, x: Any, y: Any, colour: str, label: str | None = None) -> None:
+    """Values as small points, to lie behind what sums them up."""
     ax.plot(x, y, ".", color=colour, alpha=0.4, markersize=3, markeredgewidth=0, label=label)
 
 
-def _strip(ax: Axes, values: pd.Series[float], row: int, colour: str) -> None:
+def strip(ax: Axes, values: pd.Series[float], row: int, colour: str) -> None:
     """Every value as a point on its row, spread a little so that equal ones do not hide each other."""
-    _raw(ax, values, row + np.random.default_rng(1).uniform(-0.3, 0.3, len(values)), colour)
+    raw(ax, values, row + np.random.default_rng(1).uniform(-0.3, 0.3, len(values)), colour)
 
 
-def _rows(ax: Axes, names: Sequence[str]) -> None:
+def named_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Rows from top to bottom, each with its name."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _entries(ax: Axes, *entries: tuple[str, dict[str, Any]]) -> None:
+def entries(ax: Axes, *entries: tuple[str, dict[str, Any]]) -> None:
     """Explain marks in the legend that occur many times, or not at all."""
     for label, look in entries:
         ax.plot([], [], linestyle="none", label=label, **look)
 
 
-def _legend(ax: Axes) -> Axes:
+def legend(ax: Axes) -> Axes:
     """The legend below the axes, where it hides nothing."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=2)
     return ax
@@ -259,4 +261,4 @@ def _over_time(ax: Axes, ledger: Ledger) -> Axes:
     ax.set(xlabel="time since the first commit (s)", xlim=(0, 1.05 * end))
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter("{x:,g}")
-    return _legend(ax)
+    return legend(ax)

@@ -24,6 +24,7 @@ from bench.repeats import COSTS, TIMES, Measure, Record
 from bench.report import COLUMNS, MEANINGS, markdown
 from bench.scenario import Scenario
 from bench.stats import spread
+from bench.tape import Replay
 from bench.workload import Expected
 
 OUT: Final = Path("results/report.html")
@@ -153,7 +154,7 @@ def _plots(told: Document, planned: Scenario, run: repeats.Run) -> None:
     told.picture("Tasks that ended a second", lambda ax: plots.throughput(ax, ledger, samples))
     told.picture("Waits for the first start, by priority", lambda ax: plots.waits(ax, ledger))
     told.picture("Run times by type", lambda ax: plots.run_times(ax, ledger))
-    if planned.mix.flaky or planned.mix.fail or planned.mix.sleep:
+    if planned.mix.flaky or planned.mix.fail or planned.mix.sleep or isinstance(planned.load, Replay):
         told.picture("Retries and lost runs", lambda ax: plots.again(ax, ledger, samples, expected))
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import costs, record, repeats, scenario
+from bench import costs, record, repeats, scenario, tape
 from bench.costs import Costs
 from bench.record import RESULTS
 from bench.scenario import Scenario
@@ -53,7 +53,9 @@ def main(args: argparse.Namespace) -> int:
     for number, (planned, each) in enumerate(zip(plans, made, strict=True)):
         path = args.out[number] if args.out else record.default_path(planned.name, each, number)
         record.write(path, each)
-        print("\n" + "\n".join(repeats.told(planned, each["result"]["runs"])))
+        lines = repeats.told(planned, each["result"]["runs"])
+        lines += tape.told(planned.load, planned.fleet.config.vis_timeout_ms)
+        print("\n" + "\n".join(lines))
         print(f"record: {path}")
     return verdict(made)
 

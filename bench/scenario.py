@@ -13,6 +13,7 @@
     tasks = 10000                   # kind = "open"    rate, seconds, spacing = "even" or "random"
                                     # kind = "shape"   steps = [[seconds, rate], ...]
                                     # kind = "closed"  tasks, senders
+                                    # kind = "replay"  trace = "file", speed = 10: see bench/tape.py; no mix
 
     [fleet]
     processes = 3
@@ -42,7 +43,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from bench import schema
-from bench.workload import Deck, Mix, deck
+from bench.tape import Replay
+from bench.workload import Dealt, Mix, deck
 from scheduler.config import VARS, Settings
 from scheduler.config import load as load_settings
 from scheduler.errors import ConfigError, StartError
@@ -150,8 +152,10 @@ class Shape:
         return round(sum(seconds * rate for seconds, rate in self.steps))
 
 
-Load = Bulk | Closed | Open | Shape
-LOADS: Final[dict[str, type[Load]]] = {"bulk": Bulk, "open": Open, "shape": Shape, "closed": Closed}
+Load = Bulk | Closed | Open | Shape | Replay
+LOADS: Final[dict[str, type[Load]]] = {
+    kind.__name__.lower(): kind for kind in (Bulk, Open, Shape, Closed, Replay)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,8 @@ class Scenario:
     def __post_init__(self) -> None:
         _within("seed", self.seed, 0, 2**31)
         _within("repeats", self.repeats, 1, 1000)
+        if isinstance(self.load, Replay) and self.mix != Mix():
+            raise ValueError("a replay takes its tasks from the trace: leave mix out")
         timeout_ms = self.fleet.config.task_timeout_ms
         if self.mix.sleep and self.mix.sleep_ms >= timeout_ms:
             raise ValueError(
@@ -246,8 +252,10 @@ class Scenario:
         on = f"{self.fleet.processes} × {self.fleet.slots}"
         return f"{self.name} ({self.hash}): {self.load.tasks:,} tasks on {on}, {times}, seed {self.seed}"
 
-    def deck(self, repeat: int = 0) -> Deck:
+    def deck(self, repeat: int = 0) -> Dealt:
         """The tasks of one repeat, counted from 0, in the order of sending."""
+        if isinstance(self.load, Replay):
+            return self.load.tape()
         return deck(self.mix, self.load.tasks, self.seed + repeat)
 
     def content(self) -> dict[str, Any]:
@@ -261,7 +269,9 @@ class Scenario:
     @property
     def hash(self) -> str:
         """Two scenarios that ask for the same have the same one: 12 hexadecimal digits."""
-        text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        parts = self.content()
+        parts["load"].pop("trace", None)  # its digest says which one it is, wherever it lies
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -285,18 +295,20 @@ def read(path: Path) -> Scenario:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StartError(f"{path} is not TOML: {error}") from None
-    return parse(table, str(path), path.stem)
+    return parse(table, str(path), path.stem, folder=path.parent)
 
 
-def parse(table: Mapping[str, Any], where: str, name: str) -> Scenario:
-    """The scenario in a table; errors name it as `where`.
+def parse(table: Mapping[str, Any], where: str, name: str, *, folder: Path = Path()) -> Scenario:
+    """The scenario in a table; errors name it as `where`, and a trace is looked for from `folder` on.
 
     Raises:
         StartError: see `read`.
     """
     parts = {"name": name} | dict(table)
     if "load" in parts:
-        parts["load"] = _load(parts["load"], f"{where}: load")
+        load = parts["load"] = _load(parts["load"], f"{where}: load")
+        if isinstance(load, Replay):
+            parts = {"mix": Mix()} | parts | {"load": load.found(folder)}
     return schema.read(Scenario, parts, f"{where}:")
 
 
@@ -333,8 +345,6 @@ def _load(table: object, where: str) -> Load:
     if not isinstance(table, Mapping):
         raise StartError(f"{where} is {table!r}; it must be a table")
     kind = table.get("kind")
-    if kind == "replay":
-        raise StartError(f"{where}.kind is 'replay', which is reserved and does not work yet")
     if not isinstance(kind, str) or kind not in LOADS:
         raise StartError(f"{where}.kind is {kind!r}; it must be one of {', '.join(LOADS)}")
     return schema.read(LOADS[kind], {k: v for k, v in table.items() if k != "kind"}, where)

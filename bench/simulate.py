@@ -10,7 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
-from bench import costs, job, record, repeats, scenario
+from bench import costs, job, record, repeats, scenario, tape
 from bench.costs import Costs
 from bench.history import History
 from bench.report import seconds
@@ -39,7 +39,8 @@ def main(args: argparse.Namespace) -> int:
         if repeat == 0 and args.runs is not None:
             history.write(args.runs)
     took = time.perf_counter() - began
-    print("\n".join(repeats.told(planned, found)))
+    lines = repeats.told(planned, found) + tape.told(planned.load, planned.fleet.config.vis_timeout_ms)
+    print("\n".join(lines))
     print(f"\nsimulated in {seconds(took)}")
     if args.out is not None:
         command = [

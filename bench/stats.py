@@ -40,6 +40,14 @@ class Spread(NamedTuple):
     high: float
 
 
+class Interval(NamedTuple):
+    """A value, and the two ends between which another one like it would lie 95 times of 100."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Ratio(NamedTuple):
     """A ratio, and the interval that holds 95 % of its resamples."""
 
@@ -272,3 +280,19 @@ def slope(times: Sequence[float], values: Sequence[float]) -> float:
     if len(times) < 2 or len(set(times)) < 2:
         raise ValueError("a line needs values of two moments")
     return statistics.linear_regression(times, values).slope
+
+
+def another(values: Sequence[float]) -> Interval:
+    """The mean, and where one more value is to be expected, if they are spread as Student's t takes it.
+
+    >>> another([1.0, 1.0, 1.0])
+    Interval(value=1.0, low=1.0, high=1.0)
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    if len(values) < 2:
+        raise ValueError("one value does not tell where another would be")
+    n, mean = len(values), statistics.fmean(values)
+    reach = student(1 - (100 - CONFIDENCE) / 200, n - 1) * statistics.stdev(values) * sqrt(1 + 1 / n)
+    return Interval(mean, mean - reach, mean + reach)

@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, inf, log
+from operator import add
 
 from bench.arrivals import times
 from bench.scenario import Open, Scenario, Shape
+from bench.tape import Replay
 from bench.workload import TYPES, Expected, Mix, TaskType, fate
 from scheduler.backoff import Backoff
 from scheduler.config import Settings
@@ -37,6 +39,10 @@ class Part:
     counts: Expected
     slot_s: float
     chain_s: float
+
+    def __add__(self, other: Part) -> Part:
+        chain_s = max(self.chain_s, other.chain_s)
+        return Part(self.counts + other.counts, self.slot_s + other.slot_s, chain_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +94,16 @@ class Forecast:
 def forecast(scenario: Scenario, repeat: int = 0) -> Forecast:
     """What must become of a scenario if no worker dies and no store fails."""
     settings, dealt = scenario.fleet.config, scenario.deck(repeat)
-    parts = {kind: part(scenario.mix, kind, n, settings) for kind, n in dealt.counts.items()}
+    parts = dict.fromkeys(TYPES, Part(Expected(), 0.0, 0.0))
+    for card, n in dealt.hand():
+        parts[card.kind] += part(card.mix, card.kind, n, settings)
     slots = scenario.fleet.processes * scenario.fleet.slots
     work = sum(each.slot_s for each in parts.values())
     last_s, offered = 0.0, None
-    if isinstance(scenario.load, Open | Shape):
+    if isinstance(scenario.load, Open | Shape | Replay):
         coming = times(scenario.load, scenario.seed + repeat)
         # The drain is counted from the first commit.
-        last_s = coming[-1] - coming[0]
+        last_s = max(map(add, coming, dealt.delays) if dealt.delays else coming) - coming[0]
         offered = work / slots / last_s if last_s else inf
     chains = (each.chain_s for each in parts.values() if each.counts.tasks)
     return Forecast(parts, Floor(work / slots, max(chains), last_s), offered)
@@ -181,9 +189,13 @@ def undecided(scenario: Scenario) -> bool:
     A lease counts from the claim, and a run begins later if it has waited in a worker's buffer. There it is
     renewed when half of it has passed, or 5 s, by a heartbeat that beats eight times a lease.
     """
-    lease_ms, sleep_ms = scenario.fleet.config.vis_timeout_ms, scenario.mix.sleep_ms
+    lease_ms = scenario.fleet.config.vis_timeout_ms
     aged_ms = min(lease_ms / 2, 5000) + min(lease_ms / 8, 2000)
-    return scenario.mix.sleep > 0 and lease_ms - aged_ms <= sleep_ms <= lease_ms
+    if isinstance(scenario.load, Replay):
+        sleeps_ms = {card.mix.sleep_ms for card in scenario.deck().cards if card.kind == "sleeper"}
+    else:
+        sleeps_ms = {scenario.mix.sleep_ms} if scenario.mix.sleep else set()
+    return any(lease_ms - aged_ms <= sleep_ms <= lease_ms for sleep_ms in sleeps_ms)
 
 
 def by_type(forecast: Forecast) -> list[tuple[TaskType, Part]]:

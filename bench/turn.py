@@ -32,6 +32,7 @@ from bench.scenario import Bulk, Open, Scenario, Shape
 from bench.schedule import Schedule
 from bench.simulate import summary
 from bench.system import OWN_SERVERS, Running, System, system
+from bench.tape import Replay
 from bench.validity import Conduct
 from bench.watch import Watch
 from bench.workload import Mix, deck
@@ -227,7 +228,7 @@ def _live(planned: Scenario, taken: _Taken) -> dict[str, Any]:
     """What only a real run has."""
     seen = taken.seen
     receipts, company = seen.receipts, seen.company
-    timed = isinstance(planned.load, Open | Shape)
+    timed = isinstance(planned.load, Open | Shape | Replay)
     drained = seen.snapshot.drain_s
     against = validity.flags(
         Conduct(

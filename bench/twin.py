@@ -49,6 +49,8 @@ class Twin(Agenda):
     def __init__(self, job: Job, processes: int, settings: Settings, costs: Costs, seed: int) -> None:
         super().__init__()
         self._job = job
+        self._cards = job.cards or job.types
+        self._budgets = job.budgets or [job.max_retries] * len(job.fails)
         self._settings = settings
         self._rng = rng = random.Random(seed)
         self._policy = Policy(
@@ -99,8 +101,12 @@ class Twin(Agenda):
 
     def _arrive(self, task: int) -> None:
         coming, priorities, queues = self._job.coming, self._job.priorities, self._queues
+        delays = self._job.delays
         while task < len(coming) and coming[task] <= self.now:
-            queues[priorities[task]].append(task)
+            if delays and delays[task]:
+                self._retry(task, coming[task] + delays[task])
+            else:
+                queues[priorities[task]].append(task)
             task += 1
         if task < len(coming):
             self.at(coming[task], self._arrive, task)
@@ -225,7 +231,7 @@ class Twin(Agenda):
         cost *= 1 - _IN_BATCHES
         while worker.buffer and not worker.full:
             task = worker.buffer.popleft()
-            duration = job.duration(job.types[task])
+            duration = job.duration(self._cards[task])
             if duration:
                 self._begin(worker, task, cost + duration)
             elif cost:
@@ -248,7 +254,7 @@ class Twin(Agenda):
         """A run that keeps its slot for a while."""
         now = self.now
         worker.begin(now)
-        if not self._job.renewed[self._job.types[task]]:
+        if not self._job.renewed[self._cards[task]]:
             over = worker.lease_end(self._claimed[task], now)
             if over < now + lasts:
                 heappush(self._lapsed, (over, task))
@@ -301,11 +307,12 @@ class Twin(Agenda):
         """A handler has returned: lifecycle says what that means, backoff when it is tried again."""
         known = self.now + self._settle_s
         failures = self._failures[task]
-        if failures >= self._job.fails[self._job.types[task]]:
+        card = self._cards[task]
+        if failures >= self._job.fails[card]:
             self._log(task, "succeeded", began, ended)
             self._end(task, SUCCEEDED, known)
         else:
-            verdict = after_failure(failures, self._job.max_retries)
+            verdict = after_failure(failures, self._budgets[card])
             self._failures[task] = failures + 1
             self._log(task, "failed", began, ended)
             if verdict.status == "retrying":

@@ -16,11 +16,12 @@ Pure: no input or output, and the same arguments give the same deck on every mac
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, Literal, NamedTuple, overload
 
 TaskType = Literal["noop", "flaky", "always_fail", "sleeper"]
 Body = dict[str, Any]
@@ -89,23 +90,43 @@ class Mix:
         return {"type": kind, "priority": priority, "payload": payload, "max_retries": self.max_retries}
 
 
-class Deck(Sequence[Body]):
-    """n task bodies in a shuffled order: `deck[i]` builds body i, and a slice is a list of bodies.
+class Card(NamedTuple):
+    """What one task is: its type, and the mix that says how this type behaves."""
 
-    Two bytes a task are kept and bodies are made when asked for, so a million tasks cost 2 MB.
+    mix: Mix
+    kind: TaskType
+
+
+class Dealt(Sequence[Body]):
+    """Task bodies in the order of sending: `dealt[i]` builds body i, and a slice is a list of bodies.
+
+    Bodies are made when asked for. What is kept of a task are the places of its card and of its priority.
+
+    Args:
+        cards: The different tasks that there are.
+        numbers: Of each task: its card's place in `cards`.
+        priorities: Of each task: its priority's place in PRIORITIES.
+        seed: What decided the order, if anything did.
+        delays: Of each task: how many seconds after its coming it is due; empty if all are at once.
     """
 
-    def __init__(self, mix: Mix, n: int, seed: int = 1) -> None:
-        if n < 1:
-            raise ValueError(f"n is {n}; a deck has at least one task")
-        rng = random.Random(seed)
-        self.mix = mix
+    def __init__(
+        self,
+        cards: Sequence[Card],
+        numbers: Sequence[int],
+        priorities: bytes,
+        *,
+        seed: int,
+        delays: Sequence[float] = (),
+    ) -> None:
+        self.cards = cards
+        self.numbers = numbers
         self.seed = seed
-        self._types = _shuffled(apportion(mix.shares, n), rng)
-        self._priorities = _shuffled(apportion(tuple(map(_exact, mix.priorities)), n), rng)
+        self.delays = delays
+        self._priorities = priorities
 
     def __len__(self) -> int:
-        return len(self._types)
+        return len(self.numbers)
 
     @overload
     def __getitem__(self, index: int) -> Body: ...
@@ -114,21 +135,46 @@ class Deck(Sequence[Body]):
     def __getitem__(self, index: int | slice) -> Body | list[Body]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self.mix.body(TYPES[self._types[index]], PRIORITIES[self._priorities[index]])
+        return self._body(index)
+
+    def _body(self, index: int) -> Body:
+        card = self.cards[self.numbers[index]]
+        return card.mix.body(card.kind, PRIORITIES[self._priorities[index]])
 
     def type_of(self, index: int) -> TaskType:
         """The type of body `index`, without building it."""
-        return TYPES[self._types[index]]
+        return self.cards[self.numbers[index]].kind
 
     @property
     def columns(self) -> tuple[bytes, bytes]:
         """A byte a task, twice: its type's place in TYPES, and its priority's in PRIORITIES."""
-        return self._types, self._priorities
+        types = [TYPES.index(card.kind) for card in self.cards]
+        return bytes(map(types.__getitem__, self.numbers)), self._priorities
 
     @property
     def counts(self) -> dict[TaskType, int]:
         """How many tasks of each type there are; all four types are named."""
-        return {kind: self._types.count(number) for number, kind in enumerate(TYPES)}
+        counts: dict[TaskType, int] = dict.fromkeys(TYPES, 0)
+        for card, n in self.hand():
+            counts[card.kind] += n
+        return counts
+
+    def hand(self, indexes: Iterable[int] | None = None) -> list[tuple[Card, int]]:
+        """Each card that occurs, and how often: in all, or among the bodies in `indexes`."""
+        numbers = self.numbers if indexes is None else map(self.numbers.__getitem__, indexes)
+        return [(self.cards[number], n) for number, n in Counter(numbers).items()]
+
+
+class Deck(Dealt):
+    """n tasks of a mix in a shuffled order. Two bytes a task are kept, so a million tasks cost 2 MB."""
+
+    def __init__(self, mix: Mix, n: int, seed: int = 1) -> None:
+        if n < 1:
+            raise ValueError(f"n is {n}; a deck has at least one task")
+        rng = random.Random(seed)
+        types = _shuffled(apportion(mix.shares, n), rng)
+        priorities = _shuffled(apportion(tuple(map(_exact, mix.priorities)), n), rng)
+        super().__init__([Card(mix, kind) for kind in TYPES], types, priorities, seed=seed)
 
 
 def deck(mix: Mix, n: int, seed: int = 1) -> Deck:
@@ -201,19 +247,17 @@ def fate(mix: Mix, kind: TaskType, *, max_losses: int = 3, lease_ms: int = 60_00
 
 
 def expected(
-    dealt: Deck, *, indexes: Iterable[int] | None = None, max_losses: int = 3, lease_ms: int = 60_000
+    dealt: Dealt, *, indexes: Iterable[int] | None = None, max_losses: int = 3, lease_ms: int = 60_000
 ) -> Expected:
     """What must become of a deck, or of the bodies in `indexes` where not all were accepted.
 
     `max_losses` and `lease_ms` are the fleet's MAX_LOSSES and VIS_TIMEOUT_MS.
     """
-    counts = dict(dealt.counts)
-    if indexes is not None:
-        counts = dict.fromkeys(TYPES, 0)
-        for index in indexes:
-            counts[dealt.type_of(index)] += 1
     return sum(
-        (fate(dealt.mix, kind, max_losses=max_losses, lease_ms=lease_ms) * n for kind, n in counts.items()),
+        (
+            fate(card.mix, card.kind, max_losses=max_losses, lease_ms=lease_ms) * n
+            for card, n in dealt.hand(indexes)
+        ),
         Expected(),
     )
 

@@ -3,7 +3,7 @@
     python docs/generate.py            rewrite them in place
     python docs/generate.py --check    exit with 1 if one of them is out of date
 
-In README.md these are settings, metrics, commands and modules; in docs/reliability.md and
+In README.md these are settings, metrics, commands, notebooks and modules; in docs/reliability.md and
 docs/performance.md the figures, from the records under docs/records/. Each part lies between two comments,
 `<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the promises of
 docs/reliability.md: of that table only the last column is written, where a comment names the figures:
@@ -54,20 +54,22 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Command": "commands cli",
     },
     "bench": {
-        "Inputs": "seeds workload work builds schema scenario arrivals",
+        "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
         "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
         " trial amnesia recovery strain filling side churn",
         "Observing": "scrape meter vitals fingerprint sampling receipts ledger journal index watch checks"
-        " audit drift agreement leaks observation validity",
-        "Telling": "record figure proof report plots document progress",
-        "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook",
+        " audit drift agreement leaks observation validity capture findings alarms",
+        "Telling": "record figure proof report plots document progress timelines sweeps live",
+        "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
+        " validation evidence advice sizing planner",
         "Measuring": "stats turn rows aims rounds company noop_api yardsticks rates latency occupancy"
-        " footprint startup crowd peer_apps.program peer_apps.arq_app peer_apps.celery_app"
+        " footprint startup crowd scaling offered peer_apps.program peer_apps.arq_app peer_apps.celery_app"
         " peer_apps.dramatiq_app peer_apps.pgqueuer_app peer_apps.procrastinate_app peer_apps.rq_app"
         " peer_apps.saq_app peer_apps.scheduler_app peer_apps.streaq_app peer_apps.taskiq_app"
         " peer marks contest peer_stores known_peers ours lineup standings",
-        "Commands": "demo load_cli plan run report_cli compare simulate calibrate audit_cli chaos amnesia_cli"
-        " reliability soak limits ratios peers cost growth notebooks cli",
+        "Commands": "demo load_cli plan run report_cli compare capture_cli simulate calibrate validate_cli"
+        " advise_cli audit_cli chaos amnesia_cli reliability soak limits ratios peers cost growth notebooks"
+        " cli",
     },
 }
 """Every module of a package by group, each group using the ones before it: the layers in pyproject.toml."""
@@ -120,6 +122,18 @@ def subcommands(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
     return [(choice.dest, choice.help or "") for choice in action._choices_actions]  # noqa: SLF001
 
 
+def notebooks() -> str:
+    """Every notebook: its name, its title, and the first sentence that it says of itself."""
+    rows = []
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        text = path.read_text(encoding="utf-8").partition("\n# %%")[0]
+        title, about = re.split(r"\n#\n", text, maxsplit=2)[:2]
+        words = re.sub(r"\s*\n# ", " ", about.removeprefix("# "))
+        name = f"[`{path.stem}`](notebooks/{path.name})"
+        rows.append((name, title.rpartition("# ")[2], re.split(r"(?<=[.!?]) (?=[A-Z`])", words)[0]))
+    return table(("Notebook", "About", "What it answers"), rows)
+
+
 def modules() -> str:
     """Every module by group, with the first sentence of what it says about itself."""
     return "\n\n".join(package(name) for name in GROUPS)
@@ -165,6 +179,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "settings": settings,
     "metrics": metrics,
     "commands": commands,
+    "notebooks": notebooks,
     "modules": modules,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,12 @@ from bench.report import COLUMNS
 from scheduler.errors import ConfigError
 
 EVERY = sorted(SOURCES.glob("*.py"))
+PUBLISHED = [path for path in EVERY if (ROOT / "docs/notebooks" / f"{path.stem}.ipynb").exists()]
+CI_S = 25.0
+"""What a notebook may take with its profile `ci` on two quiet cores."""
+
+CROWDED = 4.0
+"""So many times longer where other tests run beside it, and on a machine that is busy anyhow."""
 MARK = "BENCH_TEST_MARK"
 
 
@@ -49,16 +56,18 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
+def _eventually(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
     until = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < until:
+    while not condition():
+        if time.monotonic() > until:
+            return False
         time.sleep(0.05)
-    return condition()
+    return True
 
 
-def _start(out: Path, mark: str) -> subprocess.Popen[str]:
+def _start(out: Path, mark: str, name: str = "01") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", "notebooks", "01", "--profile", "ci", "--out", str(out)],
+        [sys.executable, "-m", "bench", "notebooks", name, "--profile", "ci", "--out", str(out)],
         cwd=ROOT,
         env=os.environ | {MARK: mark, "MAX_LOSSES": "17"},  # a stray setting that must not matter
         stdout=subprocess.PIPE,
@@ -177,7 +186,60 @@ def test_a_source_does_not_import_locust(source):
     assert "locust" not in source.read_text(encoding="utf-8")
 
 
+def _code(source: Path) -> list[str]:
+    return [cell.source for cell in build(source, {}).cells if cell.cell_type == "code"]
+
+
 @pytest.mark.parametrize("source", EVERY, ids=lambda path: path.stem)
+def test_a_source_says_what_it_asks_and_takes_a_profile(source):
+    notebook = build(source, {"profile": "ci"})
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert len(first.source.split("\n\n")) >= 3  # a title, what it asks, what its limits are
+    assert '"full"' in "\n".join(_code(source))
+
+
+@pytest.mark.parametrize("source", EVERY, ids=lambda path: path.stem)
+def test_a_source_ends_with_its_audit(source):
+    cells = build(source, {}).cells
+    assert cells[-2].source.startswith("## The audit")
+    assert cells[-1].cell_type == "code"
+    assert "\nassert " in cells[-1].source
+
+
+@pytest.mark.parametrize("source", EVERY, ids=lambda path: path.stem)
+def test_a_source_leaves_drawing_to_the_workbench(source):
+    """Lines, bars and points are drawn by functions that are tested."""
+    drawn = re.findall(
+        r"\bax(?:es\[\d\])?\.(plot|bar|barh|scatter|hist|step|stairs)\(", "\n".join(_code(source))
+    )
+    assert drawn == []
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("source", EVERY, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_leaves_nothing_running(source, tmp_path):
+    mark = uuid.uuid4().hex
+    began = time.monotonic()
+    process = _start(tmp_path, mark, source.stem)
+    try:
+        said, complained = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    took = time.monotonic() - began
+    assert process.returncode == 0, complained
+    assert said.startswith(f"{source.name}: ")
+    left = _marked(mark)
+    assert not left, [_command(pid) for pid in left]
+    path = tmp_path / f"{source.stem}.ipynb"
+    assert path.stat().st_size < LARGEST_BYTES
+    assert "image/png" in path.read_text()
+    assert took < CI_S * CROWDED
+
+
+@pytest.mark.parametrize("source", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_notebook_is_its_source_executed(source):
     """What docs/notebooks shows was made by the cells of today, with the full profile, without an error."""
     published = nbformat.read(ROOT / "docs/notebooks" / f"{source.stem}.ipynb", as_version=4)
@@ -240,7 +302,7 @@ def test_names_choose_notebooks_by_their_beginning():
 
 def test_a_name_that_fits_no_notebook_is_refused():
     with pytest.raises(
-        ConfigError, match="no notebook begins with 'nope'; there are 01_performance_snapshot"
+        ConfigError, match="no notebook begins with 'nope'; there are 00_quickstart, 01_performance_snapshot"
     ):
         chosen(["nope"])
 

@@ -89,7 +89,7 @@ def test_each_kind_of_load_is_read(table, load, tasks):
         ({"mix": 5}, "x.toml: mix is 5; it must be a table"),
         ({"load": []}, "x.toml: load is []; it must be a table"),
         ({"load": {}}, "x.toml: load.kind is None; it must be one of bulk, open, shape, closed"),
-        ({"load": {"kind": "replay"}}, "x.toml: load.kind is 'replay', which is reserved and does not work"),
+        ({"load": {"kind": "replay"}}, "x.toml: load lacks the field 'trace'"),
         ({"load": {"kind": "bulk"}}, "x.toml: load lacks the field 'tasks'"),
         ({"load": {"kind": "bulk", "tasks": 0}}, "x.toml: load: tasks is 0; it must be from 1 to 10,000,000"),
         ({"load": {"kind": "bulk", "tasks": 9, "rate": 2}}, "x.toml: load has no field 'rate'; it has tasks"),
