@@ -81,8 +81,8 @@ BUILDS: Final[dict[str, Build]] = {
     "settle-gives-up": Build(
         "the second try of a settle whose answer was lost",
         "settle.py",
-        "batch = [s for s in batch if s.lease.expires > now]",
-        "batch = []",
+        "kept = [s for s in batch if s.lease.expires > now]",
+        "kept: list[Settlement] = []",
     ),
     "enqueue-gives-up": Build(
         "the second try of an enqueue whose answer was lost",
