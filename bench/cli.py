@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from scheduler.errors import StartError, exit_code
+from scheduler.errors import CommandLine, StartError, exit_code
 
 _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
@@ -50,7 +50,7 @@ _COMMANDS: Final = {
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command line; the options of a command are read from its module when it is `chosen`."""
-    root = argparse.ArgumentParser(prog="bench", description=__doc__)
+    root = CommandLine(prog="bench", description=__doc__)
     commands = root.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, (module, help_) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")

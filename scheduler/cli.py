@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from textwrap import dedent
 from typing import Any, TypeAlias
 
-from scheduler.errors import StartError, exit_code
+from scheduler.errors import CommandLine, StartError, exit_code
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
+Commands: TypeAlias = "argparse._SubParsersAction[CommandLine]"  # noqa: SLF001 - it has no other name
 
 _PRIORITIES = ("critical", "high", "default", "low")
 _REASONS = ("failed", "timed_out", "rejected", "lost", "unknown_type")
@@ -28,9 +28,9 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
+def parser(*, with_load: bool = True) -> CommandLine:
     """The command line, with every command's help. The options of `load` are the workbench's."""
-    root = argparse.ArgumentParser(
+    root = CommandLine(
         prog="scheduler",
         description="A task scheduler with Redis speed and Postgres truth.",
         epilog=dedent("""\
@@ -65,7 +65,7 @@ def parser(*, with_load: bool = True) -> argparse.ArgumentParser:
     return root
 
 
-def _add(commands: Commands, name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, help_: str, description: str = "") -> CommandLine:
     return commands.add_parser(
         name,
         help=help_,
@@ -74,7 +74,7 @@ def _add(commands: Commands, name: str, help_: str, description: str = "") -> ar
     )
 
 
-def _actions(command: argparse.ArgumentParser) -> Commands:
+def _actions(command: CommandLine) -> Commands:
     return command.add_subparsers(dest="action", metavar="ACTION", required=True)
 
 

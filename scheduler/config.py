@@ -52,6 +52,7 @@ def _address(text: str) -> tuple[str, int]:
     if port is None or ":" not in text:
         raise ValueError("must be HOST:PORT or :PORT")
     host = host.strip("[]")
+    _check_hosts(host)
     return host or "0.0.0.0", port  # noqa: S104 - `:PORT` means every interface
 
 
@@ -63,6 +64,17 @@ _REDIS_URL: Final = (
 )
 
 
+def _check_hosts(*hosts: str) -> None:
+    """Refuse names that a resolver answers with an error that is none of the network's."""
+    for host in hosts:
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError(
+                "names no possible host: a part of its name is empty or longer than 63 characters"
+            ) from None
+
+
 def _postgres_url(text: str) -> str:
     if not text.startswith(("postgres://", "postgresql://")):
         raise ValueError("must be a postgres:// URL")
@@ -70,6 +82,9 @@ def _postgres_url(text: str) -> str:
         raise ValueError(
             "must be like postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters as %XX"
         )
+    hosts = (re.sub(r":[0-9]*$", "", each) for each in urlsplit(text).netloc.rpartition("@")[2].split(","))
+    named = (host for host in hosts if not host.startswith(("[", "%2F", "%2f")))  # not a socket's folder
+    _check_hosts(*named)
     return text
 
 
@@ -83,6 +98,7 @@ def _redis_addr(text: str) -> str:
         raise ValueError(
             "must be HOST:PORT, :PORT or a redis://, rediss:// or unix:// URL, special characters as %XX"
         )
+    _check_hosts(urlsplit(url).hostname or "")
     return url
 
 

@@ -20,9 +20,11 @@ those two modules knows the drivers' own.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class SchedulerError(Exception):
@@ -85,6 +87,14 @@ class Retry(Outcome):
             raise ValueError(f"after_ms is {after_ms}; it must be 0 or more")
         super().__init__(why)
         self.after_ms = after_ms
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A command line whose errors are one line, like all of ours; the parsers of its commands are so, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2 and say what is wrong, without the whole usage."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see `{self.prog} --help`\n")
 
 
 def exit_code(program: str, command: Callable[[], int]) -> int:

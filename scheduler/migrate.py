@@ -173,6 +173,8 @@ def unreachable(url: str, error: Exception) -> str:
         return f"Postgres at {shown} refused the user or the password; correct POSTGRES_URL"
     if re.search(r'database "[^"]*" does not exist', reason):
         return f"Postgres at {shown} has no such database; create it or correct POSTGRES_URL"
+    if "permission denied" in reason:
+        return f"Postgres at {shown} allows us too little ({reason[:200]}); grant it or correct POSTGRES_URL"
     return f"Postgres at {shown} cannot be reached ({reason[:200]}); start it or correct POSTGRES_URL"
 
 

@@ -201,9 +201,8 @@ class Slots:
             self._refuse(lease)
             return
         lease.renews = handler.heartbeat
-        started = clock.monotonic()
+        started = self._begun(lease)
         timeout_ms = self._timeout(lease, handler)
-        self._waits[lease.priority](max(0.0, lease.waited_s + started - lease.claimed))
         context = Context(lease.id, lease.attempt, lease.type, lease.failures, started + timeout_ms / 1000)
         running = Running(lease, context, started, task)
         self._running[number] = running
@@ -213,6 +212,12 @@ class Slots:
             del self._running[number]
         self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
         self._ended(lease, result, handler)
+
+    def _begun(self, lease: Lease) -> float:
+        """When a run begins, which is now; how long its task has waited for it is counted."""
+        now = clock.monotonic()
+        self._waits[lease.priority](max(0.0, lease.waited_s + now - lease.claimed))
+        return now
 
     def _timeout(self, lease: Lease, handler: Handler) -> int:
         return lease.timeout_ms or handler.timeout_ms or self._timeout_ms
@@ -232,6 +237,7 @@ class Slots:
                 continue
             lease.renews = handler.heartbeat
             self._alone[solo] = lease
+            self._begun(lease)
             try:
                 result = await solo.run(lease, self._timeout(lease, handler))
             finally:

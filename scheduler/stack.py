@@ -66,7 +66,10 @@ class Stack:
             self.env["POSTGRES_URL"] = self.postgres.url
             self._chosen("Postgres", 5432, self.postgres.port)
         if not self.env.get("REDIS_ADDR"):
-            self.redis = self._parts.enter_context(Redis(self.data_dir / "redis", port=6379))
+            password = self.env.get("REDIS_PASS") or None
+            self.redis = self._parts.enter_context(
+                Redis(self.data_dir / "redis", port=6379, password=password)
+            )
             self.env["REDIS_ADDR"] = self.redis.url
             self._chosen("Redis", 6379, self.redis.port)
         asyncio.run(migrate.apply(self.env["POSTGRES_URL"]))
@@ -146,7 +149,7 @@ class Stack:
             port = 0
             if wanted:
                 wanted += offset
-                port = free_port(wanted if wanted <= _LAST_PORT else None)
+                port = free_port(wanted if wanted <= _LAST_PORT else None, host)
                 self._chosen(f"{args[0]} ({name})", wanted, port)
             env[name] = masked(name.lower(), (host, port))
         number = len(self.children)

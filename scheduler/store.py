@@ -131,14 +131,12 @@ class Store:
         """
         try:
             version = int((await self._connections.run("SHOW server_version_num"))[0][0])
+            if version < migrate.OLDEST:
+                raise StartError(f"Postgres {version // 10000} is too old; Scheduler needs 15 or newer")
+            [[migrated]] = await self._connections.run("SELECT to_regclass('schema_migrations') IS NOT NULL")
+            have, breaking = (await self._run("schema_version"))[0] if migrated else (0, 0)
         except StoreError as error:
             raise StartError(migrate.unreachable(self.url, error)) from None
-        if version < migrate.OLDEST:
-            raise StartError(f"Postgres {version // 10000} is too old; Scheduler needs 15 or newer")
-        try:
-            have, breaking = (await self._run("schema_version"))[0]
-        except StoreError:
-            have = breaking = 0  # the table of migrations is missing
         need = migrate.latest()
         if have < need:
             raise StartError(

@@ -8,6 +8,7 @@ processes lives, so a second start on the same directory is refused. `embedded.p
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -60,26 +61,28 @@ def _drop_lifelines() -> None:
 os.register_at_fork(after_in_child=_drop_lifelines)  # else a forked child would keep our servers alive
 
 
-def free_port(preferred: int | None = None) -> int:
-    """`preferred` if a server could listen there on 127.0.0.1, else some port that is free.
+def free_port(preferred: int | None = None, host: str = HOST) -> int:
+    """`preferred` if a server could listen there on `host`, else some port that is free.
 
     Raises:
         StartError: none is.
     """
     wanted = [] if preferred is None else [preferred]
     for port in chain(wanted, random.sample(_PORTS, 200)):
-        if _is_free(port):
+        if _is_free(host, port):
             return port
-    raise StartError(f"no free TCP port was found on {HOST} between {_PORTS.start} and {_PORTS.stop}")
+    raise StartError(f"no free TCP port was found on {host} between {_PORTS.start} and {_PORTS.stop}")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe, socket.socket() as client:
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe, socket.socket() as client:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
+            probe.bind((host, port))
+        except OSError as error:
+            # A host that is none of ours is not the port's fault: whoever binds it says so.
+            return error.errno not in {errno.EADDRINUSE, errno.EACCES}
         return client.connect_ex((HOST, port)) != 0  # on macOS the bind succeeds beside a wildcard listener
 
 

@@ -13,7 +13,7 @@ from scheduler.api import problems
 from scheduler.api.access import REASON
 from scheduler.api.problems import Kind, Problem, ProblemView
 from scheduler.api.spec import TaskSpec
-from scheduler.api.views import EXAMPLE_ID, EXAMPLE_TASK, BulkResults, TaskView
+from scheduler.api.views import EXAMPLE_ID, Answer, BulkResults, TaskView
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -147,9 +147,6 @@ TASKS_POST: Final[dict[str, Any]] = {
         200: {
             "model": BulkResults,
             "description": "Every task that is new is committed.",
-            "content": {
-                "application/json": {"example": {"items": [{"result": "created", "task": EXAMPLE_TASK}]}}
-            },
         },
         **answers(*_BODY_PROBLEMS),
     },
@@ -177,5 +174,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         [(TaskSpec, "validation"), (ProblemView, "serialization")], ref_template=_REF
     )
     schemas = made["components"]["schemas"] | named["$defs"]
+    for model in Answer.__subclasses__():
+        schemas[model.__name__]["examples"] = model.EXAMPLES  # FastAPI leaves out what is null in them
     made["components"]["schemas"] = dict(sorted(schemas.items()))
     return made

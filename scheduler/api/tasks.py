@@ -40,11 +40,13 @@ class TaskFilter(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: Status | None = None
-    type: TypeName | None = None
-    queue: Name | None = None
+    type: TypeName | None = Field(None, examples=["noop"])
+    queue: Name | None = Field(None, examples=["default"])
     priority: Priority | None = None
     limit: int = Field(50, ge=1, le=1000, description="Most tasks in one page.")
-    cursor: Cursor | None = Field(None, description="The `next_cursor` of the page before.")
+    cursor: Cursor | None = Field(
+        None, description="The `next_cursor` of the page before.", examples=[EXAMPLE_ID]
+    )
 
 
 @router.get("/v1/tasks", response_model=TaskPage, responses=answers(INVALID, UNAVAILABLE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import to_json
@@ -33,8 +33,55 @@ Instant = Annotated[
 ]
 
 
-class TaskView(BaseModel):
+EXAMPLE_TASK: Final[dict[str, Any]] = {
+    "id": EXAMPLE_ID,
+    "type": "noop",
+    "queue": "default",
+    "priority": "high",
+    "status": "queued",
+    "attempts": 0,
+    "failures": 0,
+    "losses": 0,
+    "redrives": 0,
+    "max_retries": 3,
+    "timeout_ms": None,
+    "idempotency_key": "demo-123",
+    "due_at": "2026-01-02T03:04:05.678Z",
+    "created_at": "2026-01-02T03:04:05.678Z",
+    "claimed_at": None,
+    "finished_at": None,
+    "dead_at": None,
+    "dead_reason": None,
+    "worker": None,
+    "lease_expires_at": None,
+    "last_error": None,
+    "backoff": None,
+    "payload": {"example": True},
+}
+_EXAMPLE_RUN: Final = {
+    "attempt": 1,
+    "outcome": "succeeded",
+    "worker": "host:4711:5f0c6a1e",
+    "claimed_at": "2026-01-02T03:04:05.680Z",
+    "started_at": "2026-01-02T03:04:05.681Z",
+    "finished_at": "2026-01-02T03:04:05.693Z",
+    "error": None,
+    "late_outcome": None,
+    "late_at": None,
+}
+_EXAMPLE_DEPTHS: Final = {"critical": 0, "high": 12, "default": 340, "low": 5}
+
+
+class Answer(BaseModel):
+    """What a route may answer, with examples for the document."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]]
+
+
+class TaskView(Answer):
     """A task as it stands."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [EXAMPLE_TASK]
 
     id: str = Field(description="A UUIDv7.")
     type: str
@@ -63,35 +110,20 @@ class TaskView(BaseModel):
     payload: dict[str, Any]
 
 
-EXAMPLE_TASK: Final[dict[str, Any]] = dict.fromkeys(TaskView.model_fields) | {
-    "id": EXAMPLE_ID,
-    "type": "noop",
-    "queue": "default",
-    "priority": "high",
-    "status": "queued",
-    "attempts": 0,
-    "failures": 0,
-    "losses": 0,
-    "redrives": 0,
-    "max_retries": 3,
-    "idempotency_key": "demo-123",
-    "due_at": "2026-01-02T03:04:05.678Z",
-    "created_at": "2026-01-02T03:04:05.678Z",
-    "payload": {"example": True},
-}
-
-
-class TaskPage(BaseModel):
+class TaskPage(Answer):
     """Some tasks, newest first."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [{"items": [EXAMPLE_TASK], "next_cursor": EXAMPLE_ID}]
 
     items: list[TaskView]
     next_cursor: str | None = Field(description="`cursor` of the next page; null on the last one.")
 
 
-class RunView(BaseModel):
+class RunView(Answer):
     """An attempt that has ended."""
 
     model_config = ConfigDict(from_attributes=True)
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [_EXAMPLE_RUN]
 
     attempt: int
     outcome: RunOutcome
@@ -104,8 +136,10 @@ class RunView(BaseModel):
     late_at: Instant | None
 
 
-class RunPage(BaseModel):
+class RunPage(Answer):
     """The ended attempts of one task, oldest first; never more than one page."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [{"items": [_EXAMPLE_RUN], "next_cursor": None}]
 
     items: list[RunView]
     next_cursor: None = None
@@ -127,8 +161,17 @@ class BulkItem(BaseModel):
     task: TaskView | TaskRef = Field(description="For `conflict` only the id of the task that has the key.")
 
 
-class BulkResults(BaseModel):
+class BulkResults(Answer):
     """One item for each task, in the order of the request."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [
+        {
+            "items": [
+                {"result": "created", "task": EXAMPLE_TASK},
+                {"result": "conflict", "task": {"id": EXAMPLE_ID}},
+            ]
+        }
+    ]
 
     items: list[BulkItem]
 
@@ -152,15 +195,32 @@ class QueueView(BaseModel):
     in_flight: int = Field(description="Tasks that workers hold.")
 
 
-class QueuePage(BaseModel):
+class QueuePage(Answer):
     """All queues, by name; never more than one page."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [
+        {
+            "items": [
+                {
+                    "name": "default",
+                    "depth": _EXAMPLE_DEPTHS,
+                    "retry": _EXAMPLE_DEPTHS,
+                    "dlq": _EXAMPLE_DEPTHS,
+                    "in_flight": 36,
+                }
+            ],
+            "next_cursor": None,
+        }
+    ]
 
     items: list[QueueView]
     next_cursor: None = None
 
 
-class HealthView(BaseModel):
+class HealthView(Answer):
     """The process answers."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [{"status": "ok"}]
 
     status: Literal["ok"] = "ok"
 
@@ -172,8 +232,18 @@ class PollAges(BaseModel):
     redis: float | None
 
 
-class ReadyView(BaseModel):
+class ReadyView(Answer):
     """The process can do its work."""
+
+    EXAMPLES: ClassVar[list[dict[str, Any]]] = [
+        {
+            "status": "ready",
+            "postgres": "up",
+            "redis": "up",
+            "last_poll_s": 0.021,
+            "last_poll_age_s": {"postgres": 0.002, "redis": 0.004},
+        }
+    ]
 
     status: Literal["ready"] = "ready"
     postgres: Literal["up"] = "up"

@@ -128,6 +128,22 @@ def test_settings_are_malformed(scheduler, command):
     assert "hunter2" not in line
 
 
+@pytest.mark.parametrize(
+    ("command", "variable", "value"),
+    [
+        ("worker", "METRICS_ADDR", "a..b:2112"),
+        ("api", "HTTP_ADDR", f"{'x' * 64}.example:8080"),
+        ("migrate", "POSTGRES_URL", "postgres://app:hunter2@db..internal/app"),
+        ("migrate", "POSTGRES_URL", f"postgres://app:hunter2@db,{'x' * 64}:5432/app"),
+        ("queue", "REDIS_ADDR", "cache..internal:6379"),
+    ],
+)
+def test_a_host_cannot_be(scheduler, idle, command, variable, value):
+    words = (command, "list") if command == "queue" else (command,)
+    line = refused(scheduler(*words, **idle | {variable: value}), variable, "63 characters")
+    assert "hunter2" not in line
+
+
 def test_settings_contradict_each_other(scheduler, idle):
     done = scheduler("worker", **idle, REDIS_MIN_IDLE="9", REDIS_POOL_SIZE="8")
     refused(done, "REDIS_MIN_IDLE=9", "REDIS_POOL_SIZE=8")
@@ -177,4 +193,7 @@ def test_the_command_line_is_malformed(capsys, words, said):
         cli.main(words)
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
-    assert said in err.splitlines()[-1]
+    [line] = err.splitlines()
+    assert re.match(r"scheduler( \w+)*: ", line)
+    assert said in line
+    assert line.endswith(" --help`")

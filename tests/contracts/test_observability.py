@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pytest
 import yaml
 
 from grafana import dashboard
-from scheduler.metrics import REFUSALS, REPAIRS, Metrics
+from scheduler.metrics import BUCKETS, REFUSALS, REPAIRS, Metrics
 from scheduler.model import PRIORITIES, Depths
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,12 @@ def test_gauges_are_taken_by_max_and_all_else_is_summed(expr):
             assert re.search(rf"\bmax(?: by \([a-z, ]+\) )?\({name}\)", expr)
         else:
             assert re.search(rf"\bsum(?: by \([a-z, ]+\))? \((?:rate|increase)\({name}\[\w+\]\)\)", expr)
+
+
+def test_buckets_are_steps_of_root_two_from_a_millisecond_to_beyond_130_seconds():
+    assert BUCKETS[0] == 0.001
+    assert BUCKETS[-1] > 130
+    assert all(b / a == pytest.approx(2**0.5, rel=1e-3) for a, b in pairwise(BUCKETS))
 
 
 # --- files ---

@@ -64,12 +64,37 @@ def test_the_variables_of_the_original_readme_come_first_and_unchanged():
 def test_every_metric_is_told_with_its_labels():
     told = {name for name, *_ in cells(generate.metrics())}
     assert {
+        "`tasks_enqueued_total`",
         "`tasks_dequeued_total{priority}`",
+        "`tasks_succeeded_total{type,priority}`",
         "`tasks_failed_total{type,priority}`",
+        "`tasks_retried_total`",
+        "`tasks_reaped_total`",
         "`acks_total`",
         "`task_run_seconds{type}`",
+        "`enqueue_to_start_seconds{priority}`",
+        "`queue_depth{priority}`",
+        "`retry_set_depth{priority}`",
+        "`dlq_depth{priority}`",
         "`processing_inflight`",
-    } <= told
+    } <= told  # the original README's, to the letter
+
+
+def test_the_first_handler_is_shown_as_it_is_and_works():
+    text = (ROOT / "examples" / "first_handler.py").read_text(encoding="utf-8")
+    shown = text[text.index("from __future__") :]
+    assert f"```python\n{shown}```" in generate.README.read_text(encoding="utf-8")
+    code = "import examples.first_handler, scheduler.handlers as h; h.REGISTRY.handlers['send_mail']"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_committed_file_is_larger_than_a_megabyte():
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=False, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert len(files) > 100
+    assert [str(file) for file in files if file.is_file() and file.stat().st_size > 1_000_000] == []
 
 
 @pytest.mark.parametrize("package", generate.GROUPS)

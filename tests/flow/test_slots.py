@@ -29,10 +29,11 @@ class Bench:
         self.given_back: list[str] = []
         self.open = asyncio.Event()
         self.started: list[str] = []
+        self.metrics = Metrics()
         self.slots = Slots(
             self.registry,
             settings,
-            Metrics(),
+            self.metrics,
             lambda lease, result, _: self.results.append((lease.id, result)),
             lambda leases: self.given_back.extend(lease.id for lease in leases),
             lambda: Solo(None),
@@ -53,6 +54,12 @@ class Bench:
         leases = [self.lease(type_, **fields) for type_ in types]
         self.slots.put(leases)
         return [lease.id for lease in leases]
+
+    def waits_counted(self) -> int:
+        """How many starts are in `enqueue_to_start_seconds`."""
+        families = self.metrics.registry.collect()
+        samples = (sample for family in families for sample in family.samples)
+        return sum(int(s.value) for s in samples if s.name == "enqueue_to_start_seconds_count")
 
     async def ended(self, n: int) -> list[Result]:
         """The first `n` results, once there are as many."""
@@ -369,3 +376,4 @@ async def test_suspects_run_several_at_once_each_in_a_process_that_ends_when_not
     await eventually(lambda: all(child.returncode is not None for child in children))
     bench.slots.put([bench.lease(suspect=True)])
     assert [result.kind for result in await bench.ended(6)] == ["succeeded"] * 6
+    assert bench.waits_counted() == 6
