@@ -130,6 +130,18 @@ def read_ledger(path: Path) -> Iterator[Receipt]:
             yield receipt
 
 
+def promised(receipts: Iterable[Receipt]) -> tuple[list[str], dict[str, set[str]]]:
+    """The ids that a client was given, that of a key once, and for each key every id that it was given."""
+    ids: list[str] = []
+    keys: dict[str, set[str]] = {}
+    for receipt in receipts:
+        known = keys.setdefault(receipt.key, set()) if receipt.key else set()
+        if receipt.id not in known:
+            ids.append(receipt.id)
+        known.add(receipt.id)
+    return ids, keys
+
+
 def _receipt(row: Mapping[str, Any]) -> Receipt:
     intended, sent, answered = (float(row[name]) for name in ("intended", "sent", "answered"))
     replay = row["replay"] in {True, "True"}

@@ -146,9 +146,11 @@ _SLOTS: Final = 4
 _WORKERS: Final = 2
 _RUN_MS: Final = 50
 _CAPACITY: Final = _WORKERS * _SLOTS * 1000 / _RUN_MS
-_OVERLOAD: Final = 1.5
-_LOW_EVERY: Final = 15
-"""Every 15th task is low: a tenth of the capacity, less than the ninth that `low` gets beside `critical`."""
+_OVERLOAD: Final = 1.6
+"""All that comes, by the capacity."""
+_LOW_EVERY: Final = 16
+"""Every 16th task is low: a tenth of the capacity, less than the ninth that `low` gets beside `critical`.
+The critical ones come at 1.5 times the capacity."""
 _SLACK_S: Final = 0.5
 _WARM: Final = 0.2
 _CLAIMS: Final = """
@@ -177,7 +179,8 @@ def saturation(me: System, seconds: float) -> list[Figure]:
     found = [(str(p), float(str(c)), float(str(t))) for p, c, t in me.query(_CLAIMS, {"ids": ids, "at": at})]
     share, waits, late = shares(found, over_s)
     amiss = sum(check.offenders for check in audit(me.postgres_url, me.redis_url, ids).checks)
-    what = f"Critical tasks at {_OVERLOAD - 0.1:g} × capacity for {seconds:g} s, low ones at 0.1 ×"
+    low = _OVERLOAD / _LOW_EVERY
+    what = f"Critical tasks at {_OVERLOAD - low:g} × capacity for {seconds:g} s, low ones at {low:g} ×"
     return [
         Figure("saturation.share", f"{what}: share of low in the claims", "%", (share,), "≥", SHARE),
         Figure("saturation.wait", "... the longest wait of a low task", "s", (max(waits),)),

@@ -195,13 +195,14 @@ class Worker:
                 continue
             try:
                 leases = await self._lessor.take(room)
-                pause, woken = 0.0, False
+                woken = False
                 if leases:
                     self._slots.put(leases)
                 else:
                     woken = bool(
                         await self._first(self._index.wait(self._settings.worker_queues, _IDLE_WAIT_S))
                     )
+                pause = 0.0  # not before: a Redis that refuses writes answers while there is nothing to lease
             except SchedulerError as error:
                 if not pause:
                     self._log.warning("cannot lease; trying again", error=str(error))

@@ -27,7 +27,7 @@ from fix_servers import Servers, new_directory
 from bench import index, journal, load
 from bench.audit import audit
 from bench.builds import made
-from bench.receipts import LoadResult
+from bench.receipts import LoadResult, promised
 from bench.stand import Part, Stand
 from bench.system import settings_of
 
@@ -227,12 +227,13 @@ class Stage:
 
     def _audit(self) -> None:
         receipts = [receipt for result in self._results for receipt in result.receipts]
+        ids, keys = promised(receipts)
         verdict = audit(
             self.postgres_url,
             self.redis_url,
-            [receipt.id for receipt in receipts],
+            ids,
             prefix=self.prefix,
-            keys={receipt.key: {receipt.id} for receipt in receipts},
+            keys=keys,
             doubtful=0,
             max_losses=MAX_LOSSES,
         )
