@@ -72,7 +72,7 @@ def storms(me: System, rounds: int, n: int) -> list[Figure]:
     It may reach the work that a worker leases ahead, however short the wait on an idle system is.
     """
     me.start_fleet(2)
-    _critical_s(me, 1)
+    critical_s(me, 1)
     found = [_storm(me, n) for _ in range(rounds)]
     busiest = _busiest(me, n)
     me.stop_fleet()
@@ -100,9 +100,9 @@ def storms(me: System, rounds: int, n: int) -> list[Figure]:
 
 def _storm(me: System, n: int) -> tuple[float, float, int, int]:
     """p95 of critical waits before and amid a storm, in seconds; starts and dead letters."""
-    idle_s = _critical_s(me, _IDLE_S)
+    idle_s = critical_s(me, _IDLE_S)
     burst = send(me, deck(_FAILS, n), _silent)
-    stormy_s = _critical_s(me, _STORM_S)
+    stormy_s = critical_s(me, _STORM_S)
     _drained(me)
     return idle_s, stormy_s, int(str(me.query(_STARTS, {"ids": burst.ids})[0][0])), _letters(me, burst)
 
@@ -119,7 +119,7 @@ def _letters(me: System, burst: Burst) -> int:
         return there()
 
 
-def _critical_s(me: System, seconds: int) -> float:
+def critical_s(me: System, seconds: int) -> float:
     """How long critical tasks wait, 50 of them a second: the median of the p95 of each second."""
     bodies = [_CRITICAL] * (_CRITICAL_RATE * seconds)
     sent = load.run(load.open_loop(bodies, host=me.host, rate=_CRITICAL_RATE))

@@ -288,9 +288,10 @@ class Worker:
         except SchedulerError as error:
             self._log.error("could not settle before leaving", error=str(error))
         try:
-            await store.leave(self.identity.id)
+            await failpoints.through("leave.sign_off", store.leave(self.identity.id))
         except SchedulerError as error:
             self._log.error("could not sign off before leaving", error=str(error))
+        await failpoints.landed()
 
     # Stopping
 

@@ -12,11 +12,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from fix_process import alive, children, environment, until
+from fix_process import alive, environment, until
 from fix_servers import missing
 
 from bench import demo
 from bench.audit import Verdict, audit
+from bench.vitals import below
 from scheduler.cli import parser
 from scheduler.model import new_id
 from scheduler.supervisor import HOST
@@ -90,12 +91,12 @@ def test_the_demo_finds_other_ports_shows_its_table_passes_its_audit_and_leaves_
         r"API at \S+:(\d+), its metrics at \S+:(\d+)/metrics, the workers' on ports (\d+), (\d+)"
     )
     assert set(map(int, where.groups())) < ports
-    below = children(demo.pid)
-    assert len(below) > 5  # two servers with their watchers, the API, two workers
+    started = below(demo.pid)
+    assert len(started) > 5  # two servers with their watchers, the API, two workers
     assert demo.ends() == 0
     check(demo.out, 400, 2)
     assert demo.err == []
-    until(lambda: not any(map(alive, below)), within_s=5)
+    until(lambda: not any(map(alive, started)), within_s=5)
 
 
 @pytest.mark.slow
