@@ -147,6 +147,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def table(made: Mapping[str, Any]) -> str:
+    """The table of a record that keeps its rows."""
+    return markdown([Row.read(row) for row in made["result"]["rows"]])
+
+
 def _spread(values: Sequence[float], unit: str) -> str:
     middle, low, high = spread(values)
     if isnan(middle):

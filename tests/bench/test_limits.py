@@ -15,13 +15,13 @@ import pytest
 from bench import crowd, limits, record
 from bench.aims import AIMS
 from bench.burst import Stalled
-from bench.company import Company
+from bench.company import Company, told
 from bench.footprint import growth
 from bench.hammer import Answers
 from bench.limits import TOPICS, chosen, measure, verdict
 from bench.occupancy import busy_share
 from bench.rounds import FULL, QUICK, arms_of, measured
-from bench.rows import MUST_MISSED, OK, Limit, Row
+from bench.rows import MUST_MISSED, OK, Limit, Row, table
 from scheduler.errors import ConfigError
 
 FAST = Limit("fast", "t", "fast enough", "/s", "a.rate", must=10)
@@ -75,13 +75,13 @@ def test_the_command_ends_with_the_verdict(monkeypatch, tmp_path, capsys):
 def test_the_record_makes_the_same_table(monkeypatch, tmp_path, capsys):
     planted(monkeypatch, tmp_path, {"rate": 11.0, "ms": 6.0})
     made = record.read(tmp_path / "limits.json")
-    assert limits.table(made) in capsys.readouterr().out
+    assert table(made) in capsys.readouterr().out
     assert [(row["values"], row["verdict"]) for row in made["result"]["rows"]] == [
         ([11.0, 11.0], OK),
         ([6.0, 6.0], MUST_MISSED),
     ]
     assert made["result"]["rounds"] == {"t": [{"a.rate": 11.0, "a.ms": 6.0}] * 2}
-    assert limits.told(made).startswith("`bench limits --rounds 2 --seed 1`, ")
+    assert told(made).startswith("`bench limits --rounds 2 --seed 1`, ")
 
 
 # --- which rows, and in which order ---
