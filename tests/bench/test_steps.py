@@ -1,4 +1,4 @@
-"""What a step costs is told by whoever did it: a sample belongs to the step that called, a statement to its file."""
+"""What a step costs is told by whoever did it: a sample belongs to its caller, a statement to its file."""
 
 from __future__ import annotations
 
