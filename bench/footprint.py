@@ -3,11 +3,12 @@
 idle       a worker, the API and both servers with nothing to do
 stream     memory of the workers and the API while many tasks are enqueued and worked off
 queued     bytes of Redis for a task that waits
-payloads   a worker's memory while a backlog of 10 MB of payloads waits behind its busy slots
+payloads   memory of a worker that has run noops, and then meets 40 MB of large payloads
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
+from string import ascii_letters
 from typing import Any, Final, Self, cast
 
 from bench import load
@@ -23,17 +25,19 @@ from bench.hammer import hammer
 from bench.index import connected
 from bench.latency import await_ended
 from bench.parking import emptied, noops
-from bench.rates import api_pid, server_pids
+from bench.rates import api_pid, frozen, server_pids
 from bench.rounds import Arms, Size
 from bench.system import System
 from bench.vitals import cpu_s, vitals
 from bench.workload import Body
 
 MIB: Final = 2**20
-BACKLOG_BYTES: Final = 10_000_000
+BACKLOG_BYTES: Final = 40_000_000
 PAYLOAD_BYTES: Final = 250_000
+PAYLOAD_MS: Final = 300
 
 _SETTLED_S: Final = 2.0
+_USED_TO: Final = 5_000
 _SAMPLE_S: Final = 0.2
 _CHUNK: Final = 5_000
 _MOST_OPEN: Final = 10_000
@@ -93,15 +97,22 @@ def _queued(me: System, n: int) -> dict[str, float]:
 
 
 def _payloads(me: System) -> dict[str, float]:
-    """MiB by which the worker grows while the backlog waits, or is worked off a second at a time."""
-    payload = {"sleep_ms": 1000, "text": "x" * PAYLOAD_BYTES}
+    """MiB by which the worker grows while it works the backlog off, which is there all at once.
+
+    It takes noops by the hundred before, and so it would take these.
+    """
+    text = "".join(
+        random.Random(1).choices(ascii_letters, k=PAYLOAD_BYTES)
+    )  # Postgres cannot compress it much
+    payload = {"sleep_ms": PAYLOAD_MS, "text": text}
     bodies: list[Body] = [{"type": "sleeper", "payload": payload}] * (BACKLOG_BYTES // PAYLOAD_BYTES)
     with me.with_fleet(1) as [worker]:
-        load.run(load.bulk([{"type": "noop"}] * 1000, host=me.host, keys=False))
-        await_ended(me)  # so that what every first task costs is not counted
+        load.run(load.bulk([{"type": "noop"}] * _USED_TO, host=me.host, keys=False))
+        await_ended(me)
         before = vitals(worker.pid).rss
         with Memory({"worker": [worker.pid]}) as memory:
-            load.run(load.bulk(bodies, host=me.host, size=10, keys=False))
+            with frozen([worker]):
+                load.run(load.bulk(bodies, host=me.host, size=10, keys=False))
             await_ended(me)
     return {"growth": memory.told("worker")["peak"] - before / MIB}
 

@@ -3,11 +3,11 @@
     python docs/generate.py            rewrite them in place
     python docs/generate.py --check    exit with 1 if one of them is out of date
 
-In README.md these are settings, metrics, commands, notebooks and modules; in docs/reliability.md and
-docs/performance.md the figures, from the records under docs/records/. Each part lies between two comments,
-`<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the promises of
-docs/reliability.md: of that table only the last column is written, where a comment names the figures:
-`<!-- whole again: flush.whole; soak -->`.
+In README.md these are settings, metrics, commands, notebooks and modules; in docs/reliability.md,
+docs/performance.md and docs/benchmarks.md the figures, from the records under docs/records/. Each part lies
+between two comments, `<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the
+promises of docs/reliability.md: of that table only the last column is written, where a comment names the
+figures: `<!-- whole again: flush.whole; soak -->`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench import cli as bench_cli
-from bench import limits as bench_limits
+from bench import cost as bench_cost
+from bench import growth as bench_growth
+from bench.company import told
 from bench.proof import COMMANDS, Proofs
 from bench.record import read
+from bench.rows import table as rows_of
+from bench.standings import Standings
 from scheduler import cli
 from scheduler.config import VARS
 from scheduler.metrics import Metrics
@@ -35,6 +39,7 @@ ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 RELIABILITY: Final = ROOT / "docs" / "reliability.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
+BENCHMARKS: Final = ROOT / "docs" / "benchmarks.md"
 RECORDS: Final = ROOT / "docs" / "records"
 
 GROUPS: Final[dict[str, dict[str, str]]] = {
@@ -57,8 +62,8 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
         "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
         " trial amnesia recovery strain filling side churn",
-        "Observing": "scrape meter vitals fingerprint sampling receipts ledger journal index watch checks"
-        " audit drift agreement leaks observation validity capture findings alarms",
+        "Observing": "scrape meter steps vitals fingerprint sampling receipts ledger journal index watch"
+        " checks audit drift agreement leaks observation validity capture findings alarms",
         "Telling": "record figure proof report plots document progress timelines sweeps live",
         "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
         " validation evidence advice sizing planner",
@@ -248,17 +253,38 @@ def measured(proofs: Proofs, record: str) -> str:
     return proofs.source(record) if rows is None else f"{proofs.source(record)}\n\n{table(*rows)}"
 
 
-def limits() -> str:
-    """The table of the last `bench limits` that was recorded, and what made it."""
-    path = RECORDS / "limits.json"
-    if not path.exists():
-        return "not measured yet"
-    made = read(path)
-    return f"{bench_limits.table(made)}\n\n{bench_limits.told(made)}"
+def recorded(name: str, command: str, tell: Callable[[dict[str, Any]], str]) -> str:
+    """What is told of a record, and what made it; of a small run, or of a part of one, nothing is told."""
+    path = RECORDS / f"{name}.json"
+    made = read(path) if path.exists() else None
+    if made is None or made["result"].get("quick") or made["result"].get("only"):
+        return f"Not measured yet: run `{command} --out docs/records/{name}.json`."
+    return f"{tell(made)}\n\n{told(made)}"
 
 
-FIGURES: Final[dict[str, Callable[[], str]]] = {"limits.json": limits}
+def growth(made: dict[str, Any]) -> str:
+    """What was compared, and the rows."""
+    return f"{bench_growth.sizes(made)}\n\n{rows_of(made)}"
+
+
+def peers(made: dict[str, Any]) -> str:
+    """Who took part, and the tables."""
+    standings = Standings.read(made["result"])
+    versions = ", ".join(f"{name} {version}" for name, version in standings.versions.items())
+    return f"{versions}.\n\n{standings.text()}"
+
+
+FIGURES: Final[dict[str, Callable[[], str]]] = {
+    "limits.json": partial(recorded, "limits", "bench limits --tasks 1000000", rows_of),
+    "growth.json": partial(recorded, "growth", "bench growth", growth),
+    "cost.json": partial(recorded, "cost", "bench cost --steps", bench_cost.tables),
+}
 """The parts of docs/performance.md, each by the record that it is made from."""
+
+COMPARISONS: Final[dict[str, Callable[[], str]]] = {
+    "peers.json": partial(recorded, "peers", "bench peers", peers),
+}
+"""The parts of docs/benchmarks.md, likewise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (README, renewed),
         (RELIABILITY, partial(proven, proofs=proofs)),
         (PERFORMANCE, partial(renewed, blocks=FIGURES, name="docs/performance.md")),
+        (BENCHMARKS, partial(renewed, blocks=COMPARISONS, name="docs/benchmarks.md")),
     ):
         text = path.read_text(encoding="utf-8")
         try:

@@ -133,7 +133,8 @@ class Run:
 class Lease:
     """A worker's claim on a task until a deadline, as the worker holds it.
 
-    `attempt` is the fence in Postgres, `token` the one in Redis. `expires` and `renewed` are readings of
+    `attempt` is the fence in Postgres, `token` the one in Redis. The payload is None if it was too large to
+    come with the claim: such a lease can only be given back. `expires` and `renewed` are readings of
     clock.monotonic; the heartbeat moves both. `lost` is set once, when the lease is known to have ended.
     """
 

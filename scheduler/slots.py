@@ -4,7 +4,8 @@ The local buffer is bounded by time: beyond the free slots a worker takes only w
 LEASE_AHEAD_MS, by a moving average of run times that counts the runs in progress, too. So noops come in large
 batches, and a task of one second is not hoarded while another worker idles. When slow tasks fill all slots
 before the average knows, what waits behind them is given back. The buffer is bounded by memory, too: large
-payloads wait in Postgres, not here.
+payloads wait in Postgres, not here. In a batch by the hundred a large one stays there, and its task is given
+back.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ class Slots:
             return 0
         return max(0, min(wanted, self._most))
 
+    def most(self, n: int) -> int | None:
+        """How many bytes a payload may have to come with a batch of `n` tasks; None: any.
+
+        The guess that `n` comes from may be wrong. Payloads that are as large as it fit in each case.
+        """
+        few = 2 * self.size + _AHEAD_BYTES // _LARGEST_GUESS
+        return None if n <= few else 4 * _AHEAD_BYTES // n
+
     def _ahead(self) -> int:
         """How many tasks may wait for a slot here."""
         # A run in progress counts as if it ended now: the average must not wait until slow ones have ended.
@@ -135,6 +144,10 @@ class Slots:
 
     def put(self, leases: Sequence[Lease]) -> None:
         """Line up leases, to be run in this order; suspects wait for a process to run alone in."""
+        if large := [lease for lease in leases if lease.payload is None]:
+            self._payload_bytes = float(_LARGEST_GUESS)
+            leases = [lease for lease in leases if lease.payload is not None]
+            self._give_back(large)
         if leases:
             self._weigh(leases[0])
         for lease in leases:

@@ -39,7 +39,11 @@ _TASK: Final = (
     " t.last_error"
 )
 _LEASE: Final = (
-    "t.id::text, t.attempts, t.lease_token, t.queue, t.type, t.priority, t.payload, t.max_retries,"
+    "t.id::text, t.attempts, t.lease_token, t.queue, t.type, t.priority,"
+    # What is not compressed tells its size for nothing.
+    " CASE WHEN :'most'::bigint IS NULL OR :'most'::bigint >="
+    " CASE WHEN pg_column_compression(t.payload) IS NULL THEN pg_column_size(t.payload)"
+    " ELSE octet_length(t.payload::text) END THEN t.payload END, t.max_retries,"
     " t.failures, t.losses, t.refusals, t.timeout_ms, t.backoff, t.suspect,"
     " extract(epoch FROM t.claimed_at - t.due_at)::double precision"
 )
@@ -211,13 +215,15 @@ class Store:
     # lease, run, settle
 
     async def claim(
-        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int
+        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int, most: int | None = None
     ) -> tuple[list[Lease], list[Refusal]]:
         """Claim leased ids: the leases in the order of `ids`, and where the refused ids belong.
 
-        Calling again with the same token returns the same claims and starts nothing twice.
+        A lease has None for a payload of more than `most` bytes. Calling again with the same token returns
+        the same claims and starts nothing twice.
         """
-        rows = await self._run("claim", ids=spelled(sorted(ids)), token=token, worker=worker, vis_ms=vis_ms)
+        sent = spelled(sorted(ids))
+        rows = await self._run("claim", ids=sent, token=token, worker=worker, vis_ms=vis_ms, most=most)
         claimed = {row[0]: Lease(*row) for row in rows}
         refusals: list[Refusal] = []
         missing = [id_ for id_ in ids if id_ not in claimed]
@@ -225,13 +231,15 @@ class Store:
             refusals = await self._refusals(missing)
             mine = [r.id for r in refusals if r.reason == "running" and r.token == token]
             if mine:
-                claimed |= {lease.id: lease for lease in await self.reclaim(mine, token=token)}
+                again = await self.reclaim(mine, token=token, most=most)
+                claimed |= {lease.id: lease for lease in again}
                 refusals = [r for r in refusals if r.id not in claimed]
         return [claimed[id_] for id_ in ids if id_ in claimed], refusals
 
-    async def reclaim(self, ids: Sequence[str], *, token: str) -> list[Lease]:
+    async def reclaim(self, ids: Sequence[str], *, token: str, most: int | None = None) -> list[Lease]:
         """The claims that this token holds: where the answer of `claim` was lost, or is still to come."""
-        return [Lease(*row) for row in await self._run("reclaim", ids=spelled(ids), token=token)]
+        rows = await self._run("reclaim", ids=spelled(ids), token=token, most=most)
+        return [Lease(*row) for row in rows]
 
     async def _refusals(self, ids: Sequence[str]) -> list[Refusal]:
         """Why ids could not be claimed, read after the claim: its snapshot may be older than the cause."""

@@ -194,7 +194,7 @@ class Worker:
                 await self._first(self._slots.room_made.wait())
                 continue
             try:
-                leases = await self._lessor.take(room)
+                leases = await self._lessor.take(room, most=self._slots.most(room))
                 woken = False
                 if leases:
                     self._slots.put(leases)

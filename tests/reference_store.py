@@ -97,7 +97,7 @@ class ReferenceStore:
     # lease, run, settle
 
     async def claim(
-        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int
+        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int, most: int | None = None
     ) -> tuple[list[Lease], list[Refusal]]:
         now = self.now_ms()
         claimed = {}

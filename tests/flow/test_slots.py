@@ -144,6 +144,33 @@ async def test_before_any_run_was_seen_a_worker_takes_little_more_than_it_can_st
     assert bench.slots.room() == 250
 
 
+async def test_what_came_without_its_payload_is_given_back_and_the_next_batch_is_small(make_bench):
+    bench = make_bench(LEASE_AHEAD_MS=1000, WORKER_POOL=12)
+    bench.put(*["noop"] * 300)
+    await bench.ended(300)
+    assert bench.slots.room() == 250
+    leases = [bench.lease(payload=None if n % 2 else {}) for n in range(6)]
+    bench.slots.put(leases)
+    await bench.ended(303)
+    assert bench.given_back == [lease.id for lease in leases[1::2]]
+    assert bench.kinds().keys().isdisjoint(bench.given_back)
+    assert bench.slots.most(n := bench.slots.room()) is None
+    assert 12 < n <= 24
+
+
+@pytest.mark.parametrize("pool", [1, 12, 100])
+async def test_payloads_as_large_as_the_guess_come_with_every_batch(make_bench, pool):
+    """Else a batch of them would be given back, again and again; and never come more than 8 MiB of them."""
+    bench = make_bench(LEASE_AHEAD_MS=60_000, WORKER_POOL=pool)
+    for size in (100, 5_000, 20_000, 60_000, 200_000, 2**18):
+        bench.slots._payload_bytes = float(size)
+        batch = bench.slots.room()
+        for n in (batch - pool, batch):
+            most = bench.slots.most(n)
+            assert most is None or most >= size
+            assert n * min(size, most or size) <= max(8 * 2**20, (2 * pool + 8) * 2**18)
+
+
 async def test_runs_in_progress_count_before_they_have_ended(make_bench):
     """Else the first slow ones would be hoarded: the average knows of none yet."""
     bench = make_bench(LEASE_AHEAD_MS=10, WORKER_POOL=4)
