@@ -3,11 +3,11 @@
     python docs/generate.py            rewrite them in place
     python docs/generate.py --check    exit with 1 if one of them is out of date
 
-In README.md these are settings, metrics, commands, notebooks and modules; in docs/reliability.md and
-docs/performance.md the figures, from the records under docs/records/. Each part lies between two comments,
-`<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the promises of
-docs/reliability.md: of that table only the last column is written, where a comment names the figures:
-`<!-- whole again: flush.whole; soak -->`.
+In README.md these are settings, metrics, commands, notebooks and modules; in docs/reliability.md,
+docs/performance.md and docs/benchmarks.md the figures, from the records under docs/records/. Each part lies
+between two comments, `<!-- settings -->` and `<!-- /settings -->`, and is replaced whole. But for the
+promises of docs/reliability.md: of that table only the last column is written, where a comment names the
+figures: `<!-- whole again: flush.whole; soak -->`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from bench import cli as bench_cli
 from bench import limits as bench_limits
+from bench import power as bench_power
+from bench import validation as bench_validation
 from bench.proof import COMMANDS, Proofs
-from bench.record import read
+from bench.record import read, told
 from scheduler import cli
 from scheduler.config import VARS
 from scheduler.metrics import Metrics
@@ -35,6 +37,7 @@ ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 RELIABILITY: Final = ROOT / "docs" / "reliability.md"
 PERFORMANCE: Final = ROOT / "docs" / "performance.md"
+BENCHMARKS: Final = ROOT / "docs" / "benchmarks.md"
 RECORDS: Final = ROOT / "docs" / "records"
 
 GROUPS: Final[dict[str, dict[str, str]]] = {
@@ -57,12 +60,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
         "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
         " trial amnesia recovery strain filling side churn",
-        "Observing": "scrape meter vitals fingerprint sampling receipts ledger journal index watch checks"
-        " audit drift agreement leaks observation validity capture findings alarms",
+        "Observing": "scrape meter vitals fingerprint sampling promql receipts ledger journal index watch"
+        " checks audit drift agreement leaks observation validity capture findings alarms",
         "Telling": "record figure proof report plots document progress timelines sweeps live",
         "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
         " validation evidence advice sizing planner",
-        "Measuring": "stats turn rows aims rounds company noop_api yardsticks rates latency occupancy"
+        "Measuring": "stats power turn rows aims rounds company noop_api yardsticks rates latency occupancy"
         " footprint startup crowd scaling offered peer_apps.program peer_apps.arq_app peer_apps.celery_app"
         " peer_apps.dramatiq_app peer_apps.pgqueuer_app peer_apps.procrastinate_app peer_apps.rq_app"
         " peer_apps.saq_app peer_apps.scheduler_app peer_apps.streaq_app peer_apps.taskiq_app"
@@ -257,8 +260,36 @@ def limits() -> str:
     return f"{bench_limits.table(made)}\n\n{bench_limits.told(made)}"
 
 
+def power() -> str:
+    """What resampling the recorded blocks of equal things came to."""
+    path = RECORDS / "aa.json"
+    if not path.exists():
+        return f"not measured yet: run `{bench_power.RUN}`, then `{bench_power.COMMAND}`"
+    made = read(path)
+    result = made["result"]
+    origin = f"Comparisons of {result['blocks']} blocks, resampled {result['trials']} times from those of"
+    return f"{table(*bench_power.table(result))}\n\n{origin} {told(result['from'])}."
+
+
+def validation() -> str:
+    """The last `bench validate` that was recorded: each prediction and its error."""
+    path = RECORDS / "validation.json"
+    if not path.exists():
+        return f"not measured yet: run `{bench_validation.COMMAND}`"
+    made = read(path)
+    trials = bench_validation.trials(made["result"])
+    by_priority = [trial.by_priority() for trial in trials if len(trial.prediction.waits) > 1]
+    tables = [table(bench_validation.HEADERS, [trial.cells() for trial in trials])]
+    tables += [table(bench_validation.PRIORITY_HEADERS, by_priority)] if by_priority else []
+    verdict = "passed" if made["result"]["passed"] else "FAILED"
+    return "\n\n".join([*tables, f"It {verdict}: {told(made)}."])
+
+
 FIGURES: Final[dict[str, Callable[[], str]]] = {"limits.json": limits}
 """The parts of docs/performance.md, each by the record that it is made from."""
+
+EXPERIMENTS: Final[dict[str, Callable[[], str]]] = {"aa.json": power, "validation.json": validation}
+"""The same of docs/benchmarks.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (README, renewed),
         (RELIABILITY, partial(proven, proofs=proofs)),
         (PERFORMANCE, partial(renewed, blocks=FIGURES, name="docs/performance.md")),
+        (BENCHMARKS, partial(renewed, blocks=EXPERIMENTS, name="docs/benchmarks.md")),
     ):
         text = path.read_text(encoding="utf-8")
         try:
