@@ -16,6 +16,7 @@ from typing import Final
 
 import pandas as pd
 
+from bench import sampling
 from bench.scrape import Labels, Page
 
 RULES: Final = Path(__file__).parents[1] / "alerts.yml"
@@ -30,7 +31,6 @@ SAMPLES: Final = (
 """What must have been sampled."""
 
 _PRIORITIES: Final = ("critical", "high", "default", "low")
-_LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 _RULE: Final = re.compile(r"- alert: (\w+)\n\s+expr: \|\n(?:.*\n)*?\s+> ([\d.]+)\n")
 
 
@@ -96,5 +96,5 @@ def _page(samples: pd.DataFrame) -> Page:
     """One scrape as a page again; its gauge is told apart by its name."""
     found: dict[tuple[str, Labels], float] = {}
     for name, labels, value in zip(samples["metric"], samples["labels"], samples["value"], strict=True):
-        found[str(name), frozenset(_LABEL.findall(str(labels)))] = float(value)
+        found[str(name), sampling.labels_of(str(labels))] = float(value)
     return Page(found, frozenset({"queue_depth"}))

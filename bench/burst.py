@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,10 +13,18 @@ from bench.receipts import LoadResult
 from bench.scenario import Bulk, Closed, Load
 from bench.system import Running
 from bench.workload import Dealt
+from scheduler.errors import StartError
 
 _LOOK_S: Final = 0.2
 _STALLED_S: Final = 60.0
 _COUNTED_S: Final = 2.0
+_ONCE: Final = """
+SELECT
+    (SELECT count(*) FROM tasks WHERE id = ANY (%(ids)s::uuid[]) AND status = 'succeeded'),
+    count(*) FILTER (WHERE outcome = 'succeeded'),
+    count(*) FILTER (WHERE outcome NOT IN ('succeeded', 'released'))
+FROM task_runs WHERE task_id = ANY (%(ids)s::uuid[])
+"""
 
 Tell = Callable[[str, int, int], None]
 """Told (what is being counted, how many so far, of how many)."""
@@ -24,6 +32,10 @@ Tell = Callable[[str, int, int], None]
 
 class Stalled(RuntimeError):
     """Nothing has ended for a long time, though tasks are open."""
+
+
+class Miscounted(StartError):
+    """Tasks did not come to the counts that are known beforehand, so no figure of theirs means anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +131,19 @@ def ended_by(page: scrape.Page) -> float:
 def open_tasks(system: Running) -> int:
     """Tasks that have not ended, by Postgres' index of them."""
     return int(str(system.query("SELECT count(*) FROM tasks WHERE finished_at IS NULL")[0][0]))
+
+
+def ran_once(system: Running, ids: Sequence[str]) -> None:
+    """See that tasks whose handlers cannot fail came to what they must: each succeeded in its only run.
+
+    No benchmark without faults has retries, losses or dead letters to measure.
+
+    Raises:
+        Miscounted: a task has not succeeded, or a run failed, timed out or was lost.
+    """
+    tasks, successes, others = (int(str(n)) for n in system.query(_ONCE, {"ids": list(ids)})[0])
+    if (tasks, successes, others) != (len(ids), len(ids), 0):
+        raise Miscounted(
+            f"of {len(ids):,} tasks {tasks:,} have succeeded, in {successes:,} runs,"
+            f" and {others:,} runs went wrong"
+        )

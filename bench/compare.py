@@ -12,8 +12,8 @@ Beside it stands the least change that so many blocks would have found. Times an
 disturbed are left out with their block. Each figure is judged alone: of twenty that are equal one is told
 apart.
 
-`compare A --planted 10` asks instead whether all this works: it resamples the controls of A, and says how
-often equal things are told apart, and how often a change of 10 % is found.
+`compare A --planted 10` asks instead whether all this works: it resamples the controls of A, at least 60, and
+says how often equal things are told apart, and how often a change of 10 % is found (see `power.py`).
 """
 
 from __future__ import annotations
@@ -26,26 +26,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bench import record, repeats, scenario
+from bench import power, record, repeats, scenario
 from bench.builds import committed
 from bench.costs import Costs
 from bench.figure import lined_up
-from bench.repeats import COSTS, TIMES, Measure, Record, Run
-from bench.stats import Effect, compared, detection, spread
+from bench.repeats import COSTS, TIMES, Measure, Record
+from bench.stats import Effect, compared, spread
 from bench.turn import Arm, records
 from scheduler.errors import ConfigError, StartError
 
 SAME_MACHINE: Final = 0.15
 """So far the machine's scores may differ between records that were not made in turns."""
 
-FLAGGED: Final = 0.05
-FOUND: Final = 0.9
-"""What `--planted` must reach."""
-
 CANNOT_TELL: Final = "cannot tell"
 
 _HEADERS: Final = ("Figure", "A", "B", "B / A", "95 %", "n", "p", "A / A", "Detectable", "")
-_LEAST_PAIRS: Final = 10
 _KEYS: Final = ("drain_s", "wait/p50_s", "wait/p95_s", "p95_run_s")
 JUDGED: Final = (*(m for m in TIMES if m.key in _KEYS), *(m for m in COSTS if not m.title.startswith(" ")))
 """The figures that are judged; of all less is better."""
@@ -136,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
     if (args.planted is None) == (args.b is None):
         raise ConfigError("compare takes two records, two commits, or one record with --planted")
     if args.planted is not None:
-        return _planted(repeats.read(Path(args.a)), args.planted / 100, args.repeats)
+        return _planted(args)
     a, b = _commits(args) if args.commits else (repeats.read(Path(args.a)), repeats.read(Path(args.b)))
     claims = judge(a, b)
     print("\n".join(told(a, b, claims)))
@@ -160,28 +155,16 @@ def judge(a: Record, b: Record) -> list[Claim]:
 
 
 def _claim(measure: Measure, a: Record, b: Record, apart: str) -> Claim | None:
-    ours, theirs = _pairs(measure, b.runs, a.runs)
+    ours, theirs = repeats.pairs(measure, b.runs, a.runs)
     if not ours:
         return None
-    again, first = _pairs(measure, a.controls, a.runs)
+    again, first = repeats.pairs(measure, a.controls, a.runs)
     if not again:
         values = repeats.standing(measure, a.runs)
         again, first = values[1::2], values[: len(values) // 2 * 2 : 2]
     floor = compared(again, first) if again and min(*again, *first) > 0 else None
     middles = spread(theirs).median, spread(ours).median
     return Claim(measure, middles, compared(ours, theirs), floor, apart if measure.spoiled else "")
-
-
-def _pairs(measure: Measure, ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[list[float], list[float]]:
-    """The values of the blocks in which both stand and are above 0."""
-    others = {run["block"]: run for run in theirs if measure.stands(run)}
-    pairs = [
-        (measure.of(run), measure.of(others[run["block"]]))
-        for run in ours
-        if run["block"] in others and measure.stands(run)
-    ]
-    kept = [(x, y) for x, y in pairs if x > 0 and y > 0]
-    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _apart(a: Record, b: Record) -> str:
@@ -264,24 +247,17 @@ def _commits(args: argparse.Namespace) -> tuple[Record, Record]:
     return a, b
 
 
-def _planted(found: Record, change: float, blocks: int) -> int:
+def _planted(args: argparse.Namespace) -> int:
     """Tell how surely a change is found; 0 if that of CPU is, and equal things are seldom told apart."""
-    rows, enough = [], True
-    for measure in JUDGED:
-        again, first = _pairs(measure, found.controls, found.runs)
-        if len(again) < _LEAST_PAIRS:
-            continue
-        flagged, seen = detection(again, first, change=change, rounds=blocks)
-        rows.append((measure.title, str(len(again)), f"{flagged:.1%}", f"{seen:.1%}"))
-        enough = enough and (measure.key != "cost/cpu_us.all" or (flagged <= FLAGGED and seen >= FOUND))
-    if not rows:
-        raise StartError(
-            f"{found.path} has fewer than {_LEAST_PAIRS} undisturbed blocks with a control:"
-            " make it with `bench run --control --repeats 60`"
-        )
-    headers = ("Figure", "Blocks", "Equal, told apart", f"{change:+.0%}, found")
-    print(f"resampled to comparisons of {blocks} blocks:\n\n{lined_up(headers, rows)}")
-    return 0 if enough else 1
+    found, change, blocks = repeats.read(Path(args.a)), args.planted / 100, args.repeats
+    rows = power.measured(found, JUDGED, change, blocks)
+    cells = [row.cells() for row in rows]
+    print(f"resampled to comparisons of {blocks} blocks:\n\n{lined_up(power.headers(change), cells)}")
+    if args.out is not None:
+        kept = power.content(found, JUDGED, rows, change, blocks)
+        record.write(args.out, record.make(_command(args), kept))
+        print(f"record: {args.out}")
+    return 0 if power.passed(rows) else 1
 
 
 def _named(found: Record) -> dict[str, Any]:
@@ -290,5 +266,7 @@ def _named(found: Record) -> dict[str, Any]:
 
 def _command(args: argparse.Namespace) -> list[str]:
     """What a reader types to compare again."""
+    if args.planted is not None:
+        return ["bench compare", args.a, f"--planted {args.planted:g}", f"--repeats {args.repeats}"]
     commits = ["--commits", shlex.quote(str(args.commits)), f"--repeats {args.repeats}"]
     return ["bench compare", args.a, args.b, *(commits if args.commits else [])]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from bench import meter, record
-from bench.burst import drain, metrics, send
+from bench.burst import drain, metrics, ran_once, send
 from bench.company import Company
 from bench.company import told as source
 from bench.progress import told
@@ -158,10 +158,12 @@ def _burst(me: System, tasks: int, workers: int, tell: Any) -> dict[str, float]:
     with me.with_fleet(workers) as fleet:
         page = metrics(me)
         with frozen(fleet):
-            send(me, deck(_NOOPS, tasks), tell)
+            sent = send(me, deck(_NOOPS, tasks), tell)
             parts = {"workers": [m.pid for m in fleet], "postgres": [postgres.pid], "redis": [redis.pid]}
             counters = meter.Meter(postgres.admin_url, redis.url, parts)
             before = counters.read()
         with counters:
             drain(me, tasks, page, tell)
-            return counters.read().since(before).per(tasks)
+            spent = counters.read().since(before)
+        ran_once(me, sent.ids)
+        return spent.per(tasks)

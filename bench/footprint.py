@@ -20,7 +20,7 @@ from string import ascii_letters
 from typing import Any, Final, Self, cast
 
 from bench import load
-from bench.burst import open_tasks
+from bench.burst import open_tasks, ran_once
 from bench.hammer import hammer
 from bench.index import connected
 from bench.latency import await_ended
@@ -72,16 +72,19 @@ def _stream(me: System, workers: int, n: int) -> dict[str, float]:
 
     Growth is from the second fifth of the time to the last one, by medians: the first fifth warms up.
     """
+    ids: list[str] = []
     with (
         me.with_fleet(workers) as fleet,
         Memory({"worker": [member.pid for member in fleet], "api": [api_pid(me)]}) as memory,
     ):
         for start in range(0, n, _CHUNK):
             bodies: list[Body] = [{"type": "noop"}] * min(_CHUNK, n - start)
-            load.run(load.bulk(bodies, host=me.host, keys=False))
+            sent = load.run(load.bulk(bodies, host=me.host, keys=False))
+            ids += [receipt.id for receipt in sent.receipts]
             while open_tasks(me) > _MOST_OPEN:
                 time.sleep(_LOOK_S)
         await_ended(me)
+    ran_once(me, ids)
     return {
         f"{part}_{what}": value for part in ("worker", "api") for what, value in memory.told(part).items()
     }

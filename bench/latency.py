@@ -24,7 +24,7 @@ from heapq import merge
 from typing import Final
 
 from bench import load
-from bench.burst import Stalled, open_tasks
+from bench.burst import Stalled, open_tasks, ran_once
 from bench.delivery import BULK
 from bench.hammer import Answers, Request, hammer
 from bench.receipts import LoadResult, Receipt
@@ -74,6 +74,7 @@ def probe(me: System, rate: int, seconds: float, *, occupied: float = 0.0) -> di
         timetable = list(merge(timetable, others, key=lambda sent: sent[0]))
     result = load.run(_open(me.host, timetable))
     await_ended(me)
+    ran_once(me, [receipt.id for receipt in result.receipts])
     probes = [receipt for receipt in result.receipts if timetable[receipt.place][1] is _PROBE]
     return latencies(me, result, probes)
 
@@ -84,6 +85,7 @@ def beside_burst(me: System, seconds: float, low: int) -> dict[str, float]:
     if burst.accepted * _BURST_SIZE < low:
         raise Stalled(f"the burst was not accepted: {dict(burst.statuses)}")
     await_ended(me)
+    ran_once(me, [receipt.id for receipt in result.receipts])
     first = began - result.began
     last = float(str(me.query(_LAST_LOW)[0][0])) - _epoch(result)
     met = [receipt for receipt in result.receipts if first <= receipt.intended <= last]

@@ -28,7 +28,7 @@ from signal import SIGCONT, SIGSTOP
 from typing import Final
 
 from bench import load, yardsticks
-from bench.burst import drain, metrics, send
+from bench.burst import drain, metrics, ran_once, send
 from bench.hammer import Answers, Request, hammer
 from bench.parking import emptied, noops, parked
 from bench.progress import told
@@ -145,6 +145,7 @@ def drained(me: System, n: int, workers: int, env: Mapping[str, str]) -> dict[st
             used = cpu_s(pids)
         drain(me, n, before, tell)
         used = cpu_s(pids) - used
+    ran_once(me, burst.ids)
     rate = float(str(me.query(_RATE, {"ids": burst.ids})[0][0]))
     return {"rate": rate, "cpu_us": used * 1e6 / n}
 

@@ -10,10 +10,11 @@ A record's result is one schema, whichever command has made it:
         counts, drain_s, wait ...  the figures: see `summary.py`
         expected, exact            the deck's counts; whether they came to the unit, null where none are due
         timeline, shares, history  instants; what share was taken of the drain, and of what there is; the runs
-        samples, load, cost, prices, scores, company, verdict, predicted
+        samples, load, cost, prices, scores, company, verdict, sources, predicted
                                    what only a real run has, else null or empty: scraped series, the client's
                                    figures, costs a task, what it told of the twin's costs, the machine's
-                                   scores, the neighbours, the audit, and what was foreseen
+                                   scores, the neighbours, the audit, how client, Postgres and metrics agree,
+                                   and what was foreseen
         flags, valid               what speaks against it: see `validity.py`
 """
 
@@ -46,6 +47,7 @@ _ONLY_LIVE: Final[Run] = {
     "scores": {},
     "company": None,
     "verdict": None,
+    "sources": None,
     "predicted": None,
     "flags": [],
     "valid": True,
@@ -222,6 +224,18 @@ def standing(measure: Measure, runs: Sequence[Run]) -> list[float]:
     return [value for value in values if not isnan(value)]
 
 
+def pairs(measure: Measure, ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[list[float], list[float]]:
+    """The values of the blocks in which both stand and are above 0."""
+    others = {run["block"]: run for run in theirs if measure.stands(run)}
+    both = [
+        (measure.of(run), measure.of(others[run["block"]]))
+        for run in ours
+        if run["block"] in others and measure.stands(run)
+    ]
+    kept = [(x, y) for x, y in both if x > 0 and y > 0]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
 def table(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     """A row a figure: what, its median, its range, and of how many repeats that stand.
 
@@ -256,6 +270,26 @@ def told(planned: Scenario, runs: Sequence[Run]) -> list[str]:
     for run in runs:
         twice = ", control" if run["control"] else ""
         lines += [f"block {run['block']}{twice}: {flag['name']}: {flag['why']}" for flag in run["flags"]]
+    return [*lines, *agreed(runs)]
+
+
+def agreed(runs: Sequence[Run]) -> list[str]:
+    """What the three sides of real runs have seen: see `agreement.content`."""
+    seen = [(run, run["sources"]) for run in runs if run.get("sources")]
+    lines = [
+        f"block {run['block']}: APART: {what} {', '.join(f'{n:,} by {side}' for side, n in sides.items())}"
+        for run, found in seen
+        for what, sides in {"accepted": found["accepted"], **found["counts"]}.items()
+        if len(set(sides.values())) > 1
+    ]
+    if seen:
+        alike = sum(found["agree"] for _, found in seen)
+        p95s = [p95 for _, found in seen for p95 in (*found["p95_wait"], *found["p95_run"])]
+        inside = sum(p95["inside"] for p95 in p95s)
+        lines.append(
+            f"client, Postgres and metrics: the same counts in {alike} of {len(seen)} runs;"
+            f" {inside} of {len(p95s)} p95 of Postgres in the bucket of the metrics'"
+        )
     return lines
 
 

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ from bench.figure import lined_up
 from bench.history import History
 from bench.measured import ledger_of
 from bench.repeats import COSTS, TIMES, Measure, Record
-from bench.report import COLUMNS, MEANINGS, markdown
+from bench.report import COLUMNS, MEANINGS, markdown, seconds
 from bench.scenario import Scenario
 from bench.stats import spread
 from bench.tape import Replay
@@ -156,6 +156,27 @@ def _plots(told: Document, planned: Scenario, run: repeats.Run) -> None:
     told.picture("Run times by type", lambda ax: plots.run_times(ax, ledger))
     if planned.mix.flaky or planned.mix.fail or planned.mix.sleep or isinstance(planned.load, Replay):
         told.picture("Retries and lost runs", lambda ax: plots.again(ax, ledger, samples, expected))
+    _sources(told, run)
+
+
+def _sources(told: Document, run: repeats.Run) -> None:
+    """What the three sides have seen of the repeat that is drawn, with what a histogram cannot know."""
+    if not (found := run.get("sources")):
+        return
+    told.heading("Client, Postgres, metrics", 3)
+    for line in repeats.agreed([run]):
+        told.text(f"{line}.", against=not found["agree"])
+    rows = [
+        (f"p95 {what} of {p95['of']}", *map(seconds, (p95["postgres_s"], p95["scraped_s"])), _bucket(p95))
+        for what in ("wait", "run")
+        for p95 in found[f"p95_{what}"]
+    ]
+    told.table(("", "Postgres", "Metrics", "Bucket"), rows)
+
+
+def _bucket(p95: Mapping[str, Any]) -> str:
+    low, high = p95["bucket_s"]
+    return f"over {seconds(low)}" if high is None else f"{seconds(low)} to {seconds(high)}"
 
 
 def _environment(told: Document, found: Record) -> None:

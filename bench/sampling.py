@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,12 +29,15 @@ COUNTERS: Final = (
     "tasks_dead_total",
 )
 _NONE: Final = "-"
+_LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 UP: Final = "up"
 """A sample of our own: how many endpoints answered. Where it dips, sums over the endpoints dip, too."""
 
 
 class Sampler:
     """Scrapes endpoints at fixed times in a thread of its own, from entering the context until leaving it.
+
+    The first sample is there when the block begins, the last one is taken when it has ended.
 
         with Sampler(system.endpoints, now=system.now) as sampler:
             ...
@@ -66,6 +70,7 @@ class Sampler:
 
     def __enter__(self) -> Self:
         self._began_at, self._began = self._now(), time.monotonic()
+        self._scrape()
         self._done: Future[None] = self._thread.submit(self._scrape_on_time)
         return self
 
@@ -106,19 +111,26 @@ class Sampler:
     def _scrape_on_time(self) -> None:
         due = 0.0
         while True:
-            last = self._stopping.is_set()  # asked before the scrape: the end is always sampled
-            began = self._clock()
-            page = scrape.page(self._urls, self._names)
-            self._pages.append(((began + self._clock()) / 2, page))
-            if last:
-                return
             while due <= self._clock():
                 due += self._every_s
-            self._stopping.wait(due - self._clock())
+            last = self._stopping.wait(due - self._clock())  # asked before the scrape: the end is sampled
+            self._scrape()
+            if last:
+                return
+
+    def _scrape(self) -> None:
+        began = self._clock()
+        page = scrape.page(self._urls, self._names)
+        self._pages.append(((began + self._clock()) / 2, page))
 
     def _clock(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
+
+
+def labels_of(text: str) -> scrape.Labels:
+    """The labels that a frame of samples writes as Prometheus does."""
+    return frozenset(_LABEL.findall(text))
 
 
 def content(samples: pd.DataFrame) -> dict[str, Any]:

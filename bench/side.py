@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import psycopg
 
 from bench import load
-from bench.burst import Stalled, ended_by, metrics
+from bench.burst import Stalled, ended_by, metrics, ran_once
 from bench.http import Connection, Origin
 from bench.index import connected
 from bench.rates import frozen
@@ -89,7 +89,9 @@ class Side:
                     raise Stalled(f"only {sent.accepted} of {n} tasks were accepted: {sent.gave_up}")
                 self._forget()
             self._until_ended(before + n)
-        drain = me.query(_RATE, {"ids": [receipt.id for receipt in sent.receipts]})[0][0]
+        ids = [receipt.id for receipt in sent.receipts]
+        ran_once(me, ids)
+        drain = me.query(_RATE, {"ids": ids})[0][0]
         rates = {"enqueue": sent.rate, "drain": float(str(drain))}
         for name, like in (("claim", _CLAIM), ("settle", _SETTLE)):
             rows, _, seconds = self._spent(like)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench import burst, fingerprint, meter, record, repeats, sampling, theory, validity
+from bench import agreement, burst, fingerprint, meter, record, repeats, sampling, theory, validity
 from bench.arena import Arena
 from bench.burst import Stalled
 from bench.costs import Costs
@@ -262,9 +262,15 @@ def _live(planned: Scenario, taken: _Taken) -> dict[str, Any]:
             "own_percent": round(company.own_percent, 1),
         },
         "verdict": seen.verdict.record(),
+        "sources": _sources(seen) if not planned.faults else None,
         "flags": [flag.content() for flag in against],
         "valid": validity.valid(against),
     }
+
+
+def _sources(seen: Observation) -> dict[str, Any]:
+    """What each of the three sides has seen; where parts are killed, their metrics die with them."""
+    return agreement.content(seen.ledger, seen.gained, seen.samples, seen.receipts.accepted)
 
 
 def _client(receipts: LoadResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ must hold is said in `validation.py`. The cells that come along are `bench/cells
 The record is written again after each run, and its result is
 
     calibration   `from` which files, the `costs`, the cells `fitted_to`, by hash, and the machine's `scores`
-    within        how far a time may be off, by what is short
+    within        how far a time may be off, by what is short; `within_priority` by priority
     cells         each `predicted`, and after its run `measured`, `errors`, `left_out`, `breaches` and `word`
     passed        the verdict; null until the last run has ended
 """
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Predict, record, run, tell; 0 if every cell that counts holds, and one does."""
+    """Predict, record, run, tell; 0 if every run that counts holds, and enough of them count."""
     if args.draws < 2:
         raise ConfigError(f"--draws is {args.draws}; an interval needs at least 2")
     if args.repeats < 1:
@@ -161,8 +161,8 @@ def told(trials: Sequence[Trial]) -> list[str]:
         *(f"{trial.name}: left out, as it was disturbed: {trial.disturbed}" for trial in left_out),
         *(f"{trial.name}: BREACH: {breach}" for trial in breached for breach in trial.breaches),
     ]
-    if len(left_out) == len(trials):
-        return [*lines, "no run counts, so nothing is proven: repeat it on a quiet machine"]
+    if why := validation.unproven(trials):
+        lines.append(f"{why}, so nothing is proven: repeat it on a quiet machine")
     return [*lines, f"{held} of {len(trials) - len(left_out)} runs that count hold, {len(left_out)} left out"]
 
 
@@ -177,6 +177,7 @@ def _result(known: Calibration, predictions: Sequence[Prediction]) -> dict[str, 
             "scores": dict(known.scores),
         },
         "within": dict(validation.WITHIN),
+        "within_priority": validation.WITHIN_PRIORITY,
         "cells": [{"predicted": validation.sealed(each.content(), at)} for each in predictions],
         "passed": None,
     }

@@ -24,9 +24,11 @@ from typing import Any, Final
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench import cli as bench_cli
+from bench import company, record
 from bench import cost as bench_cost
 from bench import growth as bench_growth
-from bench.company import told
+from bench import power as bench_power
+from bench import validation as bench_validation
 from bench.proof import COMMANDS, Proofs
 from bench.record import read
 from bench.rows import table as rows_of
@@ -62,12 +64,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
         "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
         " trial amnesia recovery strain filling side churn",
-        "Observing": "scrape meter steps vitals fingerprint sampling receipts ledger journal index watch"
-        " checks audit drift agreement leaks observation validity capture findings alarms",
+        "Observing": "scrape meter steps vitals fingerprint sampling promql receipts ledger journal index"
+        " watch checks audit drift agreement leaks observation validity capture findings alarms",
         "Telling": "record figure proof report plots document progress timelines sweeps live",
         "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
         " validation evidence advice sizing planner",
-        "Measuring": "stats turn rows aims rounds company noop_api yardsticks rates latency occupancy"
+        "Measuring": "stats power turn rows aims rounds company noop_api yardsticks rates latency occupancy"
         " footprint startup crowd scaling offered peer_apps.program peer_apps.arq_app peer_apps.celery_app"
         " peer_apps.dramatiq_app peer_apps.pgqueuer_app peer_apps.procrastinate_app peer_apps.rq_app"
         " peer_apps.saq_app peer_apps.scheduler_app peer_apps.streaq_app peer_apps.taskiq_app"
@@ -259,7 +261,7 @@ def recorded(name: str, command: str, tell: Callable[[dict[str, Any]], str]) -> 
     made = read(path) if path.exists() else None
     if made is None or made["result"].get("quick") or made["result"].get("only"):
         return f"Not measured yet: run `{command} --out docs/records/{name}.json`."
-    return f"{tell(made)}\n\n{told(made)}"
+    return f"{tell(made)}\n\n{company.told(made)}"
 
 
 def growth(made: dict[str, Any]) -> str:
@@ -274,6 +276,31 @@ def peers(made: dict[str, Any]) -> str:
     return f"{versions}.\n\n{standings.text()}"
 
 
+def power() -> str:
+    """What resampling the recorded blocks of equal things came to."""
+    path = RECORDS / "aa.json"
+    if not path.exists():
+        return f"not measured yet: run `{bench_power.RUN}`, then `{bench_power.COMMAND}`"
+    made = read(path)
+    result = made["result"]
+    origin = f"Comparisons of {result['blocks']} blocks, resampled {result['trials']} times from those of"
+    return f"{table(*bench_power.table(result))}\n\n{origin} {record.told(result['from'])}."
+
+
+def validation() -> str:
+    """The last `bench validate` that was recorded: each prediction and its error."""
+    path = RECORDS / "validation.json"
+    if not path.exists():
+        return f"not measured yet: run `{bench_validation.COMMAND}`"
+    made = read(path)
+    trials = bench_validation.trials(made["result"])
+    by_priority = [trial.by_priority() for trial in trials if len(trial.prediction.waits) > 1]
+    tables = [table(bench_validation.HEADERS, [trial.cells() for trial in trials])]
+    tables += [table(bench_validation.PRIORITY_HEADERS, by_priority)] if by_priority else []
+    verdict = "passed" if made["result"]["passed"] else "FAILED"
+    return "\n\n".join([*tables, f"It {verdict}: {record.told(made)}."])
+
+
 FIGURES: Final[dict[str, Callable[[], str]]] = {
     "limits.json": partial(recorded, "limits", "bench limits --tasks 1000000", rows_of),
     "growth.json": partial(recorded, "growth", "bench growth", growth),
@@ -281,8 +308,10 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
 }
 """The parts of docs/performance.md, each by the record that it is made from."""
 
-COMPARISONS: Final[dict[str, Callable[[], str]]] = {
+EXPERIMENTS: Final[dict[str, Callable[[], str]]] = {
     "peers.json": partial(recorded, "peers", "bench peers", peers),
+    "aa.json": power,
+    "validation.json": validation,
 }
 """The parts of docs/benchmarks.md, likewise."""
 
@@ -301,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (README, renewed),
         (RELIABILITY, partial(proven, proofs=proofs)),
         (PERFORMANCE, partial(renewed, blocks=FIGURES, name="docs/performance.md")),
-        (BENCHMARKS, partial(renewed, blocks=COMPARISONS, name="docs/benchmarks.md")),
+        (BENCHMARKS, partial(renewed, blocks=EXPERIMENTS, name="docs/benchmarks.md")),
     ):
         text = path.read_text(encoding="utf-8")
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from history import History, Run
 
-from bench import agreement, ledger
+from bench import agreement, ledger, repeats
+from bench.sampling import frame_of
 from bench.scrape import Page
 
 
@@ -65,3 +66,55 @@ def test_a_wait_is_compared_by_priority(burst):
     assert (default.name, low.name) == ("default", "low")
     assert sorted(default.observed) == [0.5, 1, 1]
     assert (low.postgres_s, low.scraped_s) == (3, pytest.approx(3.9))
+
+
+def samples(*enqueued: int):
+    """What was scraped of the API meanwhile."""
+    words = " ".join(map(str, enqueued))
+    times = " ".join(str(i) for i in range(len(enqueued)))
+    series = {"tasks_enqueued_total": {'priority="default"': words}}
+    return frame_of({"at": None, "t_s": times, "series": series})
+
+
+ALIKE = {
+    "tasks_dequeued_total": 6,
+    "tasks_succeeded_total": 2,
+    "tasks_failed_total": 2,
+    "tasks_retried_total": 1,
+    "tasks_reaped_total": 1,
+    "tasks_dead_total": 2,
+    "task_run_seconds_count": 4,
+}
+
+
+def gained(**changes: int) -> Page:
+    counts = {(name, frozenset()): float(n) for name, n in (ALIKE | changes).items()}
+    runs = _histogram("task_run_seconds", "type", "flaky", {"1": 1, "2": 1, "4": 2, "+Inf": 2})
+    return Page(counts | dict(runs.samples))
+
+
+def test_three_sides_of_a_run_are_kept_and_told(burst):
+    found = agreement.content(burst, gained(), samples(300, 302, 304), 4)
+    assert found["accepted"] == {"client": 4, "Postgres": 4, "scraped": 4}
+    assert found["counts"]["retries"] == {"Postgres": 1, "scraped": 1}
+    assert found["agree"]
+    assert found["p95_wait"] == []  # a task was started twice, and the metric has all starts
+    [flaky] = found["p95_run"]
+    assert (flaky["of"], flaky["bucket_s"], flaky["inside"]) == ("flaky", [2, 4], True)
+    run = {"block": 0, "sources": found}
+    [line] = repeats.agreed([run, {"block": 1, "sources": None}])
+    assert line.startswith("client, Postgres and metrics: the same counts in 1 of 1 runs; 1 of 1 p95 of ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "enqueued", "accepted", "told"),
+    [
+        ({"tasks_reaped_total": 2}, 304, 4, "block 0: APART: lost runs 1 by Postgres, 2 by scraped"),
+        ({}, 303, 4, "block 0: APART: accepted 4 by client, 4 by Postgres, 3 by scraped"),
+        ({}, 304, 5, "block 0: APART: accepted 5 by client, 4 by Postgres, 4 by scraped"),
+    ],
+)
+def test_a_side_that_counts_otherwise_is_told(burst, changes, enqueued, accepted, told):
+    found = agreement.content(burst, gained(**changes), samples(300, enqueued), accepted)
+    assert not found["agree"]
+    assert repeats.agreed([{"block": 0, "sources": found}])[0] == told

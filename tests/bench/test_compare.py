@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, compare, record, repeats, scenario
+from bench import cli, compare, power, record, repeats, scenario
 from bench.builds import committed
 from bench.compare import CANNOT_TELL, judge
 from bench.costs import Costs
@@ -159,22 +159,61 @@ def test_the_exit_code_says_whether_b_has_lost_and_a_record_says_why(make, tmp_p
 
 
 def test_sixty_blocks_prove_that_equal_things_are_left_alone_and_ten_percent_are_found(
-    make, capsys, monkeypatch
+    make, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(compare, "JUDGED", [m for m in compare.JUDGED if m.key == "cost/cpu_us.all"])
-    a = make("a", n=60)
-    assert cli.main(["compare", str(a.path), "--planted", "10"]) == 0
+    a, out = make("a", n=60), tmp_path / "power.json"
+    assert cli.main(["compare", str(a.path), "--planted", "10", "--out", str(out)]) == 0
     [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("CPU a task")]
     blocks, flagged, found = row[-3:]
     assert blocks == "60"
     assert float(flagged.rstrip("%")) <= 5
     assert float(found.rstrip("%")) >= 90
+    made = record.read(out)
+    assert made["command"] == f"bench compare {a.path} --planted 10 --repeats 12"
+    kept = made["result"]
+    assert kept["passed"] is True
+    assert kept["from"]["command"] == "bench run"
+    assert power.again(kept, "cost/cpu_us.all").cells()[1:] == (blocks, flagged, found)
 
 
-def test_too_few_controls_prove_nothing(make, capsys):
-    path = str(make("a", n=9).path)
+def test_a_change_that_is_too_small_to_be_found_is_a_failure(make, monkeypatch):
+    monkeypatch.setattr(compare, "JUDGED", [m for m in compare.JUDGED if m.key == "cost/cpu_us.all"])
+    assert cli.main(["compare", str(make("a", n=60).path), "--planted", "2"]) == 1
+
+
+def test_too_few_controls_prove_nothing(make, capsys, tmp_path):
+    path, out = str(make("a", n=59).path), tmp_path / "power.json"
+    assert cli.main(["compare", path, "--planted", "10", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "has 59 undisturbed blocks with a control, and 60 are needed: make it with `bench run" in error
+    assert not out.exists()
+
+
+def test_without_undisturbed_blocks_of_cpu_nothing_is_proven_whatever_else_was_measured(make, capsys):
+    """Counts of commands stand in a disturbed block, and CPU does not."""
+    neighbours = [{"name": "neighbours", "why": "", "spoils": "times"}]
+    path = str(make("a", n=60, flags=neighbours).path)
     assert cli.main(["compare", path, "--planted", "10"]) == 2
-    assert "make it with `bench run --control --repeats 60`" in capsys.readouterr().err
+    assert "has 0 undisturbed blocks with a control" in capsys.readouterr().err
+
+
+RECORDED = Path(__file__).parents[2] / "docs" / "records" / "aa.json"
+
+
+def test_sixty_recorded_blocks_of_a_real_machine_prove_it_too():
+    """Not drawn from a bell, but measured: what other work does to a machine is in them."""
+    assert RECORDED.exists(), f"{RECORDED} is missing: run `{power.RUN}`, then `{power.COMMAND}`"
+    kept = record.read(RECORDED)["result"]
+    assert kept["change"] == 0.1
+    assert kept["blocks"] == 12
+    assert len(kept["pairs"]["cost/cpu_us.all"]) >= 60
+    assert len({a / b for a, b in kept["pairs"]["cost/cpu_us.all"]}) >= 60
+    found = power.again(kept, "cost/cpu_us.all")
+    assert found.flagged <= 0.05
+    assert found.found >= 0.9
+    [told] = [row for row in kept["figures"] if row["figure"] == found.figure]
+    assert (told["flagged"], told["found"]) == (found.flagged, found.found)
 
 
 @pytest.mark.parametrize("words", [["a.json"], ["a.json", "b.json", "--planted", "10"]])

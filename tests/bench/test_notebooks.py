@@ -16,6 +16,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from marked import MARK, command, marked, needs_proc
 
 from bench import notebooks
 from bench.notebooks import LARGEST_BYTES, ROOT, SOURCES, build, chosen
@@ -29,31 +30,6 @@ CI_S = 25.0
 
 CROWDED = 4.0
 """So many times longer where other tests run beside it, and on a machine that is busy anyhow."""
-MARK = "BENCH_TEST_MARK"
-
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/environ").exists(), reason="processes are found by their environment in /proc"
-)
-
-
-def _marked(mark: str) -> set[int]:
-    """The processes that carry the mark in their environment, as every child of a marked one does."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.add(int(entry.name))
-        except OSError:
-            continue  # it has just ended, or is somebody else's
-    return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
 
 
 def _eventually(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
@@ -85,7 +61,7 @@ def executed(tmp_path_factory):
         said, complained = process.communicate(timeout=110)
     finally:
         process.kill()
-    left = _marked(mark)
+    left = marked(mark)
     path = out / "01_performance_snapshot.ipynb"
     return process.returncode, said, complained, path, left
 
@@ -140,7 +116,7 @@ def test_the_snapshot_leaves_nothing_running(executed):
     path, left = executed[3:]
     said = "\n".join(_outputs(path, "text/plain"))
     assert "5 processes were started, and all have ended" in said
-    assert not left, [_command(pid) for pid in left]
+    assert not left, [command(pid) for pid in left]
 
 
 @pytest.mark.slow
@@ -152,11 +128,11 @@ def test_a_killed_kernel_leaves_nothing_running(tmp_path):
         commands = ("postgres", "valkey", "scheduler api", "scheduler worker")
 
         def all_there() -> bool:
-            seen = [_command(pid) for pid in _marked(mark)]
+            seen = [command(pid) for pid in marked(mark)]
             return all(any(part in command for command in seen) for part in commands)
 
         assert _eventually(all_there)
-        (kernel,) = [pid for pid in _marked(mark) if "ipykernel_launcher" in _command(pid)]
+        (kernel,) = [pid for pid in marked(mark) if "ipykernel_launcher" in command(pid)]
         os.kill(kernel, signal.SIGKILL)
         _, complained = process.communicate(timeout=30)
     finally:
@@ -165,7 +141,7 @@ def test_a_killed_kernel_leaves_nothing_running(tmp_path):
     assert process.returncode == 1
     assert "01_performance_snapshot.py: the kernel died (after" in complained
     assert "Traceback" not in complained
-    assert _eventually(lambda: not _marked(mark)), [_command(pid) for pid in _marked(mark)]
+    assert _eventually(lambda: not marked(mark)), [command(pid) for pid in marked(mark)]
     assert not list(tmp_path.iterdir())
 
 
@@ -231,8 +207,8 @@ def test_a_notebook_runs_and_leaves_nothing_running(source, tmp_path):
     took = time.monotonic() - began
     assert process.returncode == 0, complained
     assert said.startswith(f"{source.name}: ")
-    left = _marked(mark)
-    assert not left, [_command(pid) for pid in left]
+    left = marked(mark)
+    assert not left, [command(pid) for pid in left]
     path = tmp_path / f"{source.stem}.ipynb"
     assert path.stat().st_size < LARGEST_BYTES
     assert "image/png" in path.read_text()

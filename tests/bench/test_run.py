@@ -101,6 +101,8 @@ def test_the_counts_of_a_run_are_the_decks_to_the_unit(live):
     assert (found["counts"]["runs"], found["counts"]["retries"]) == (300 + 60 + 45, 60 + 45)
     assert found["verdict"]["passed"]
     assert found["verdict"]["accepted"] == found["load"]["accepted"] == 300
+    assert found["sources"]["agree"], found["sources"]
+    assert found["sources"]["accepted"] == {"client": 300, "Postgres": 300, "scraped": 300}
 
 
 def test_a_record_tells_what_a_task_costs(live):
@@ -172,6 +174,7 @@ def test_faults_strike_on_schedule_and_the_audit_passes(tmp_path):
     assert found["exact"] is None
     assert found["cost"] == {}
     assert found["counts"]["succeeded"] == found["verdict"]["statuses"]["succeeded"] > 0
+    assert found["sources"] is None  # a worker that is killed takes its metrics with it
     assert sum(found["verdict"]["statuses"].values()) == found["counts"]["tasks"] == 240
 
 

@@ -99,11 +99,11 @@ def test_a_queue_without_costs_is_the_textbooks_to_the_bit(servers, rate, proces
 
 @pytest.mark.parametrize(("servers", "rate"), [(1, 0.5), (2, 0.8)])
 def test_a_queue_without_costs_waits_as_erlang_says(servers, rate):
-    waits, _ = random_queue(servers, rate, 50_000, 1)
+    waits, _ = random_queue(servers, rate, 200_000, 1)
     law = Queue(rate, 1.0, servers)
     assert fsum(waits) / len(waits) == pytest.approx(law.mean_wait_s, rel=0.025)
     assert sum(wait > 1e-9 for wait in waits) / len(waits) == pytest.approx(law.p_wait, rel=0.025)
-    assert sum(wait > 1.0 for wait in waits) / len(waits) == pytest.approx(law.p_longer(1.0), rel=0.05)
+    assert sum(wait > 1.0 for wait in waits) / len(waits) == pytest.approx(law.p_longer(1.0), rel=0.025)
 
 
 @st.composite
@@ -477,3 +477,18 @@ def test_the_rules_as_they_are_cost_less_than_two_thirds_of_the_pace():
     ratio = spread(paces["twin"]).median / spread(paces["inlined"]).median
     print(f"the twin's pace is {ratio:.2f} of that of the same loop with the rules inlined")
     assert ratio >= 0.3
+
+
+PATIENCE_S = 300.0
+"""What somebody who has asked a notebook waits for the answer; two quiet cores need a tenth of it."""
+
+
+@pytest.mark.slow
+def test_a_million_tasks_are_simulated_within_a_notebooks_patience():
+    planned = made(MIX, {"kind": "bulk", "tasks": 1_000_000}, 3, 12)
+    began = time.process_time()
+    found = figures(planned, Costs())
+    took = time.process_time() - began
+    print(f"{found.counts.tasks:,} tasks, {found.counts.runs:,} runs in {took:.0f} s")
+    assert found.counts == theory.forecast(planned).counts
+    assert took < PATIENCE_S

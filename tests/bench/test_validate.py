@@ -164,25 +164,63 @@ def test_a_failed_audit_is_a_breach_though_it_stamps_the_run(reality, validate, 
     assert "sleepers: BREACH: the audit failed" in capsys.readouterr().out
 
 
+def test_a_priority_that_waits_otherwise_than_predicted_is_a_breach(reality, validate, held_out, capsys):
+    """Of all tasks the p95 is that of the many low ones, and it holds."""
+    held_out.write_text(CELLS.replace("sleep_ms = 100 }", "sleep_ms = 100, priorities = [1, 0, 0, 19] }"))
+
+    def change(arm, run):
+        if arm.planned.name == "sleepers":
+            run["waits"]["critical"]["p95_s"] *= factor
+
+    reality.change, factor = change, 1.05
+    assert validate() == 0
+    factor = 1.2
+    assert validate() == 1
+    told = capsys.readouterr().out
+    assert "sleepers: BREACH: p95 wait of critical " in told
+    assert "at most 10% where slots are short)" in told
+
+
+def test_a_record_of_it_is_told_again(reality, validate, tmp_path):
+    assert validate() == 0
+    first, second = validation.trials(record.read(tmp_path / "out.json")["result"])
+    assert (first.name, first.word, second.word) == ("sleepers", "holds", "holds")
+    assert len(first.cells()) == len(validation.HEADERS)
+    assert len(first.by_priority()) == len(validation.PRIORITY_HEADERS)
+
+
 # What does not count
 
 
 def test_a_disturbed_run_is_left_out_and_the_others_decide(reality, validate, capsys):
     def change(arm, run):
-        if arm.planned.name == "noops":
+        if arm.planned.name == "noops, seed 3":
             run.update(drain_s=9 * run["drain_s"], flags=[NEIGHBOURS], valid=False)
 
     reality.change = change
-    assert validate() == 0
+    assert validate("--repeats", "2") == 0
     told = capsys.readouterr().out
-    assert "noops: left out, as it was disturbed: other work used 40 % of the cores" in told
-    assert "1 of 1 runs that count hold, 1 left out" in told
+    assert "noops, seed 3: left out, as it was disturbed: other work used 40 % of the cores" in told
+    assert "3 of 3 runs that count hold, 1 left out" in told
 
 
-def test_disturbed_runs_alone_prove_nothing(reality, validate, tmp_path, capsys):
-    reality.change = lambda arm, run: run.update(flags=[NEIGHBOURS], valid=False)
-    assert validate() == 1
-    assert "no run counts, so nothing is proven" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("spared", "why"),
+    [
+        ((), "no run counts, so nothing is proven"),
+        (("sleepers, seed 1",), "only 1 of 4 runs count, so nothing is proven"),
+        (("sleepers, seed 1", "sleepers, seed 2"), "no run counts where cores are short, so nothing is"),
+        (("noops, seed 3", "noops, seed 4"), "no run counts where slots are short, so nothing is proven"),
+    ],
+)
+def test_too_few_undisturbed_runs_prove_nothing(reality, validate, tmp_path, capsys, spared, why):
+    def change(arm, run):
+        if arm.planned.name not in spared:
+            run.update(flags=[NEIGHBOURS], valid=False)
+
+    reality.change = change
+    assert validate("--repeats", "2") == 1
+    assert why in capsys.readouterr().out
     assert record.read(tmp_path / "out.json")["result"]["passed"] is False
 
 
@@ -190,7 +228,7 @@ def test_where_cores_decide_a_machine_of_another_speed_tells_nothing(reality, tm
     reality.change = lambda arm, run: run.update(scores={"python": 900.0, "redis": 1100.0})
     known = calibrated(tmp_path, scores={"python": 1000.0, "redis": 900.0})
     out = str(tmp_path / "out.json")
-    assert cli.main(["validate", str(known), "--cells", str(held_out), "--draws", "2", "--out", out]) == 0
+    assert cli.main(["validate", str(known), "--cells", str(held_out), "--draws", "2", "--out", out]) == 1
     told = capsys.readouterr().out
     assert (
         "noops: left out, as it was disturbed: the machine's score redis was +22% from its calibration's"
