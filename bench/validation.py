@@ -12,9 +12,9 @@ What must hold of a run that was not disturbed:
 Priorities are judged where there are several and slots are short; elsewhere the first waits of a burst are as
 long as its own requests take, and they are told only. A cell is slot-bound if its slots are in use nearly all
 the time on a machine where nothing but the work costs time, and its CPU takes little of that time. A run that
-was disturbed neither holds nor breaches anything; nor does a run of a core-bound cell if the machine was faster
-or slower than when it was calibrated to. But where more than half of the runs are left out, or all of one
-kind, nothing is proven.
+was disturbed neither holds nor breaches anything; nor does a run of a core-bound cell if the machine was
+faster or slower than when it was calibrated to. But where more than half of the runs are left out, or all of
+one kind, nothing is proven.
 """
 
 from __future__ import annotations
