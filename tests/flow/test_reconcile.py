@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from fix_flow import Flow, MakeFlow
@@ -13,6 +13,7 @@ from waiting import eventually
 
 from scheduler.errors import StoreUnavailable
 from scheduler.model import new_id
+from scheduler.reconcile import Reconciler
 from scheduler.store import FIRST_ID
 
 LONG_MS = 60_000
@@ -360,6 +361,104 @@ async def test_one_of_many_leads(flow: Flow):
     flow.db.rows("UPDATE leaders SET expires_at = now()")
     await second.step()
     assert (await epoch_of(flow))[1] == 2
+
+
+def before_each_page(reconciler: Reconciler, happens: Callable[[], Awaitable[None]]) -> None:
+    """Let something happen before each page of open rows that this one reads."""
+    page = reconciler._open_rows
+
+    async def meanwhile(*args, **options) -> str | None:
+        await happens()
+        return await page(*args, **options)
+
+    reconciler._open_rows = meanwhile
+
+
+async def rebuilding(make_flow: MakeFlow, n: int = 6) -> Flow:
+    """So many tasks, a page each, and a Redis that has lost them."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=1, RECONCILE_INTERVAL_MS=50)
+    await flow.enqueue_many(n)
+    await flow.rest()
+    await flow.client.flushall()
+    return flow
+
+
+async def test_a_pass_that_outlives_its_lead_renews_it(make_flow: MakeFlow):
+    """Two leaders that take turns at a rebuild, each from its start, would never come to an end."""
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+
+    async def time_passes() -> None:
+        await asyncio.sleep(0.06)  # an interval
+        flow.db.rows("UPDATE leaders SET expires_at = expires_at - interval '3 s'")
+        await second.step()
+
+    before_each_page(first, time_passes)
+    rebuilt = flow.counted("reconcile_repairs_total", kind="rebuilt")
+    await first.step()
+    assert flow.counted("reconcile_repairs_total", kind="rebuilt") == rebuilt + 1
+    assert (await flow.contents()).epoch.isdecimal()
+    await flow.agree()
+
+
+async def test_a_pass_ends_when_another_one_leads(make_flow: MakeFlow):
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+
+    async def deposed() -> None:
+        await asyncio.sleep(0.06)  # an interval
+        if len((await flow.contents()).live) == 2:
+            flow.db.rows("UPDATE leaders SET holder = 'b'")
+
+    before_each_page(first, deposed)
+    await first.step()
+    held = await flow.contents()
+    assert (len(held.live), held.epoch.isdecimal()) == (2, False)
+    await second.step()
+    assert (await flow.contents()).epoch.isdecimal()
+    await flow.agree()
+
+
+async def test_a_pass_ends_when_its_process_stops(make_flow: MakeFlow):
+    flow = await rebuilding(make_flow)
+    reconciler = flow.reconciler()
+
+    async def stop() -> None:
+        if len((await flow.contents()).live) == 2:
+            reconciler.stop()
+
+    before_each_page(reconciler, stop)
+    await reconciler.step()
+    held = await flow.contents()
+    assert (len(held.live), held.epoch.isdecimal()) == (2, False)
+    assert (await flow.reconciler().reconcile())["rebuilt"] == 1
+    await flow.agree()
+
+
+async def test_a_pass_that_begins_amid_another_does_not_undo_it(make_flow: MakeFlow):
+    """People may ask for one at any time."""
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    passing: list[asyncio.Task] = []
+
+    async def hold() -> None:
+        begun.set()
+        await may_end.wait()
+
+    async def begin() -> None:
+        if not passing:
+            passing.append(asyncio.create_task(second.reconcile(everything=True)))
+            await begun.wait()
+
+    before_each_page(second, hold)
+    before_each_page(first, begin)
+    await first.step()
+    assert (await flow.contents()).epoch.isdecimal()
+    may_end.set()
+    await asyncio.gather(*passing)
+    assert await flow.reconciler().reconcile() == {}
+    await flow.agree()
 
 
 async def test_any_number_at_once_is_correct(flow: Flow):
