@@ -55,8 +55,10 @@ _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
 
 # One at a time: Postgres has told two that drop or make days at once of a broken catalogue, or of a deadlock.
+# A drop needs all of task_runs for a moment; while it waits for a long reader, every settle waits behind it.
 _DROP_DAY: Final = """DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('task_runs'));
+    PERFORM set_config('lock_timeout', '1s', true);
     DROP TABLE IF EXISTS {day};
 END $$"""
 
@@ -459,11 +461,19 @@ class Store:
     # housekeeping
 
     async def make_partitions(self, days: int) -> int:
-        """Make the days of history up to `days` ahead; how many were missing."""
+        """Make the days of history up to `days` ahead; how many were missing.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         return int((await self._run("make_partitions", days=days))[0][0])
 
     async def drop_old_partitions(self, *, keep_ms: int) -> list[str]:
-        """Drop the days of history that are over and of whose tasks none is left; their names."""
+        """Drop the days of history that are over and of whose tasks none is left; their names.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         days = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
         for day in days:
             if re.fullmatch(r"task_runs_\d{8}", day):  # from our own catalogue, and checked all the same
