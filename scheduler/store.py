@@ -16,7 +16,7 @@ from scheduler import clock, migrate
 from scheduler.arrays import lines, names, spelled, texts, words
 from scheduler.config import Settings
 from scheduler.connections import Connections, Rows
-from scheduler.errors import StartError, StoreError
+from scheduler.errors import StartError, StoreError, StoreUnavailable
 from scheduler.lifecycle import RunOutcome, Status
 from scheduler.model import (
     Accepted,
@@ -201,7 +201,8 @@ class Store:
         answers = {}
         for sent in tasks:
             if sent.id not in found:
-                raise StoreError(f"task {sent.id} was neither inserted nor found")
+                # Its key was another task's when it was to be inserted, and has been forgotten since then.
+                raise StoreUnavailable(f"task {sent.id} was neither inserted nor found; it can be sent again")
             fingerprint, delay_ms, task = found[sent.id]
             if task.id == sent.id:
                 answers[sent.id] = Accepted(task, "created", delay_ms)
