@@ -28,9 +28,6 @@ from scheduler.model import PRIORITIES, OpenRow, Priority
 from scheduler.queue import Index, Shard
 from scheduler.store import FIRST_ID, Epoch, Store
 
-_OVERLAP_MS: Final = 5_000
-"""How much later than its id says a row may become visible: the wait for its commit, and a slow API clock."""
-
 _GRACE_MS: Final = 1_000
 """A row younger than this may be between its commit and its push: nothing is missing yet."""
 
@@ -55,6 +52,14 @@ class _Cut(Exception):
     """The pass ends before its end, and why. Nothing is lost: the index stays known as what it was."""
 
 
+def _overlap_ms(settings: Settings) -> int:
+    """How much later than its id says a row may become visible.
+
+    Its request may wait so long for its commit, and the last try may begin at the end of that.
+    """
+    return settings.enqueue_timeout_ms + settings.store_timeout_ms
+
+
 class Reconciler:
     """The passes of one process."""
 
@@ -66,6 +71,7 @@ class Reconciler:
         self._metrics = metrics
         self._holder = holder
         self._interval_ms = settings.reconcile_interval_ms
+        self._overlap_ms = _overlap_ms(settings)
         self._page = settings.reconcile_batch_size
         self._log = log.get("reconcile")
         self._marks = count(1)
@@ -117,7 +123,7 @@ class Reconciler:
         self._found: dict[str, int] = defaultdict(int)
         run_id = await self._index.run_id()
         censuses = [await self._census(epoch, run_id) for epoch in await self._store.epochs()]
-        next_recent = await self._store.recent_id(_OVERLAP_MS)
+        next_recent = await self._store.recent_id(self._overlap_ms)
         sweep = everything or any(c.lost for c in censuses)
         self._second_look = not sweep
         if sweep:
@@ -169,12 +175,26 @@ class Reconciler:
         recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
         while recent is not None:
             recent = await self._open_rows(recent)
-        self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
+        await self._some_older()
         self._dead_rotation = await self._dead_rows(self._dead_rotation) or FIRST_ID
         for queue in queues:
             for priority in PRIORITIES:
                 start = self._dlq_start.get((queue, priority), 0)
                 self._dlq_start[queue, priority] = await self._dlq_entries(queue, priority, start) or 0
+
+    async def _some_older(self) -> None:
+        """One page of older rows, and the next ones for as long as Redis lacks some of them.
+
+        What it lacks was missed together: pushes while it was away, say, of many dead letters at once.
+        """
+        lacking = True
+        while lacking:
+            before = self._added()
+            self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
+            lacking = self._added() > before
+
+    def _added(self) -> int:
+        return self._found.get("pushed", 0) + self._found.get("adopted", 0)
 
     async def _open_rows(self, after: str, *, older: bool = False) -> str | None:
         """Compare one page of open rows; where the next one begins, None after the last."""

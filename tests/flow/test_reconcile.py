@@ -331,17 +331,51 @@ async def test_a_lapsed_lease_that_redis_would_keep_for_too_long_is_nudged(flow:
     await flow.agree()
 
 
+def old_ids(flow: Flow, n: int) -> list[str]:
+    """Ids of tasks that were accepted hours ago, the oldest first."""
+    hours = range(n + 3, 3, -1)
+    return [flow.db.value(f"SELECT uuid_at(now() - interval '{each} hours')::text") for each in hours]
+
+
 async def test_older_rows_take_turns_page_by_page(make_flow: MakeFlow):
     flow = await make_flow(RECONCILE_BATCH_SIZE=2)
     await flow.enqueue()
-    old = [flow.db.value(f"SELECT uuid_at(now() - interval '{n} hours')::text") for n in range(9, 3, -1)]
+    old = [await flow.enqueue(id_=id_, delay_ms=LONG_MS) for id_ in old_ids(flow, 6)]
     await flow.rest()
     for id_ in old:
-        flow.db.put("queued", id=id_)
-        flow.db.age(id_, LONG_MS)
+        flow.db.age(id_, 2 * LONG_MS)
     reconciler = flow.reconciler()
-    assert [await reconciler.reconcile() for _ in range(4)] == [{"pushed": 2}] * 3 + [{}]
+    assert [await reconciler.reconcile() for _ in range(4)] == [{"nudged": 2}] * 3 + [{}]
     await flow.agree()
+
+
+async def test_older_rows_that_redis_lacks_are_all_added_at_once(make_flow: MakeFlow):
+    """Dead letters that were redriven while Redis was away, by the thousand, say."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2)
+    await flow.enqueue()
+    await flow.rest()
+    for id_, status in zip(old_ids(flow, 7), ("queued", "running") * 4, strict=False):
+        flow.db.put(status, id=id_)
+        flow.db.age(id_, LONG_MS)
+    flow.db.rows("UPDATE tasks SET lease_expires_at = now() + interval '1 hour' WHERE status = 'running'")
+    reconciler = flow.reconciler()
+    assert await reconciler.reconcile() == {"pushed": 4, "adopted": 3}
+    assert await reconciler.reconcile() == {}
+    await flow.agree()
+
+
+async def test_a_row_that_waited_long_for_its_commit_is_a_recent_one(make_flow: MakeFlow):
+    """Its id is from when it came in. Among the older rows it would wait for its page's turn."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2, ENQUEUE_TIMEOUT_MS=20_000)
+    for id_ in old_ids(flow, 9):
+        await flow.enqueue(id_=id_)
+    reconciler = flow.reconciler()
+    await reconciler.reconcile()
+    late = flow.db.value("SELECT uuid_at(now() - interval '18 s')::text")
+    await flow.enqueue(id_=late, push=False)
+    flow.db.age(late, 2000)
+    assert await reconciler.reconcile() == {"pushed": 1}
+    assert await flow.place(late) == "q:default"
 
 
 async def test_every_queue_is_rebuilt(flow: Flow):
