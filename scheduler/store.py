@@ -16,7 +16,7 @@ from scheduler import clock, migrate
 from scheduler.arrays import lines, names, spelled, texts, words
 from scheduler.config import Settings
 from scheduler.connections import Connections, Rows
-from scheduler.errors import StartError, StoreError
+from scheduler.errors import StartError, StoreError, StoreUnavailable
 from scheduler.lifecycle import RunOutcome, Status
 from scheduler.model import (
     Accepted,
@@ -59,8 +59,10 @@ _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
 
 # One at a time: Postgres has told two that drop or make days at once of a broken catalogue, or of a deadlock.
+# A drop needs all of task_runs for a moment; while it waits for a long reader, every settle waits behind it.
 _DROP_DAY: Final = """DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('task_runs'));
+    PERFORM set_config('lock_timeout', '1s', true);
     DROP TABLE IF EXISTS {day};
 END $$"""
 
@@ -203,7 +205,8 @@ class Store:
         answers = {}
         for sent in tasks:
             if sent.id not in found:
-                raise StoreError(f"task {sent.id} was neither inserted nor found")
+                # Its key was another task's when it was to be inserted, and has been forgotten since then.
+                raise StoreUnavailable(f"task {sent.id} was neither inserted nor found; it can be sent again")
             fingerprint, delay_ms, task = found[sent.id]
             if task.id == sent.id:
                 answers[sent.id] = Accepted(task, "created", delay_ms)
@@ -467,11 +470,19 @@ class Store:
     # housekeeping
 
     async def make_partitions(self, days: int) -> int:
-        """Make the days of history up to `days` ahead; how many were missing."""
+        """Make the days of history up to `days` ahead; how many were missing.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         return int((await self._run("make_partitions", days=days))[0][0])
 
     async def drop_old_partitions(self, *, keep_ms: int) -> list[str]:
-        """Drop the days of history that are over and of whose tasks none is left; their names."""
+        """Drop the days of history that are over and of whose tasks none is left; their names.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         days = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
         for day in days:
             if re.fullmatch(r"task_runs_\d{8}", day):  # from our own catalogue, and checked all the same

@@ -111,7 +111,7 @@ class Worker:
         reaper = Reaper(
             store, index, metrics, queues, batch=settings.reaper_batch_size, max_losses=settings.max_losses
         )
-        reconciler = Reconciler(store, index, settings, metrics, holder=holder)
+        self._reconciler = reconciler = Reconciler(store, index, settings, metrics, holder=holder)
         sampler = Sampler(store, index, metrics)
         housekeeper = Housekeeper(store, settings, holder=holder)
         return [
@@ -305,6 +305,7 @@ class Worker:
             self._release([r.lease for r in self._slots.runs() if not r.lease.ended])
         await self._settler.stop()
         await self._slots.close()
+        self._reconciler.stop()
         await asyncio.gather(*(loop.stop() for loop in self._loops))
         await self._heartbeat.stop()
 

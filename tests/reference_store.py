@@ -16,7 +16,7 @@ from typing import Any
 import reference_tables as tables
 from reference_tables import Ended, Key, Leader, QueueRow, Registered, Row, Tables, id_at
 
-from scheduler.errors import StoreError
+from scheduler.errors import StoreUnavailable
 from scheduler.lifecycle import CLAIMABLE, TERMINAL
 from scheduler.model import (
     Accepted,
@@ -88,7 +88,7 @@ class ReferenceStore:
         key = self.held.idempotency_keys.get((sent.tenant, sent.idempotency_key or ""))
         row = self.held.tasks.get(key.task_id if key else sent.id)
         if row is None:
-            raise StoreError(f"task {sent.id} was neither inserted nor found")
+            raise StoreUnavailable(f"task {sent.id} was neither inserted nor found; it can be sent again")
         if row.id == sent.id:
             return self._created(row)
         same = key is not None and key.fingerprint == sent.fingerprint

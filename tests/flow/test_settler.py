@@ -465,8 +465,7 @@ CREATE TRIGGER be_slow BEFORE INSERT ON task_runs FOR EACH ROW EXECUTE FUNCTION 
 async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeFlow, flow_db: Database):
     """Sent again as it was, it would take too long again, until the leases end and all of it runs again."""
     db = flow_db
-    limited = f"{db.url}&options=-c%20statement_timeout%3D300"
-    flow = await make_flow(POSTGRES_URL=limited, VIS_TIMEOUT_MS=20_000)
+    flow = await make_flow(STORE_TIMEOUT_MS=300, VIS_TIMEOUT_MS=20_000)
     await flow.enqueue_many(40)  # 0.8 s of history at once
     leases = await flow.lease()
     db.rows(SLOW_HISTORY)

@@ -122,6 +122,27 @@ async def test_an_idle_worker_stops_at_once(flow: Flow):
     assert monotonic() - before < 1
 
 
+async def test_a_worker_that_rebuilds_redis_does_not_stop_at_the_end_of_that_only(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    flow = await make_flow(RECONCILE_BATCH_SIZE=1)
+    for _ in range(100):
+        await flow.enqueue(queue="mail")  # which this worker does not serve
+    await flow.rest()
+    await flow.client.flushall()
+    page = flow.store.open_page
+
+    async def slow_page(*args):
+        await asyncio.sleep(0.1)
+        return await page(*args)
+
+    monkeypatch.setattr(flow.store, "open_page", slow_page)
+    async with flow.worker():
+        await eventually(lambda: flow.client.hlen(flow.index.shard("mail").key("live")))
+        before = monotonic()
+    assert monotonic() - before < 3, "all pages take ten seconds"
+
+
 async def test_a_worker_that_is_stopped_before_it_began_stops(flow: Flow):
     id_ = await flow.enqueue()
     async with flow.worker() as worker:
