@@ -15,7 +15,8 @@ from bench.system import Running
 from bench.workload import Dealt
 from scheduler.errors import StartError
 
-_LOOK_S: Final = 0.2
+_LOOK_S: Final = 0.5
+_COUNT_S: Final = 2.0
 _STALLED_S: Final = 60.0
 _COUNTED_S: Final = 2.0
 _ONCE: Final = """
@@ -93,23 +94,31 @@ def _sending(
 def drain(system: Running, n: int, before: scrape.Page, tell: Tell) -> scrape.Page:
     """Wait until nothing is open any more; `before` is the fleet's page at the beginning of the burst.
 
-    Progress comes from the fleet's counters, the end from Postgres.
+    Progress comes from the fleet's counters, the end from Postgres. Both looks cost what is being measured:
+    they are rare, and Postgres, which has to count, is asked when the counters say that all have ended, and
+    now and then because a worker that died took its counts with it.
 
     Returns:
         The fleet's page after the end. A worker counts just after its commit, so the page is asked for until
-        it has all n ends; a worker that died took its counts with it, so that ends after a moment.
+        it has all n ends, or until a moment has passed.
 
     Raises:
         Stalled: nothing has ended for a minute.
     """
     last, moved = -1, time.monotonic()
-    while open_tasks(system):
+    counted = moved
+    while True:
         ended = round(ended_by(metrics(system)) - ended_by(before))
+        now = time.monotonic()
         if ended != last:
-            last, moved = ended, time.monotonic()
+            last, moved = ended, now
             tell("ended", min(max(ended, 0), n), n)
-        elif time.monotonic() - moved > _STALLED_S:
-            raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {open_tasks(system)} tasks are open")
+        if ended >= n or now - counted > _COUNT_S:
+            counted = now
+            if not (left := open_tasks(system)):
+                break
+            if now - moved > _STALLED_S:
+                raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {left} tasks are open")
         time.sleep(_LOOK_S)
     tell("ended", n, n)
     until = time.monotonic() + _COUNTED_S

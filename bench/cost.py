@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -133,7 +134,7 @@ def _watched(
     assert postgres is not None
     assert redis is not None
     parts = {part: pids, "Postgres": [postgres.pid], "Redis": [redis.pid]}
-    looks = {"Postgres": lambda: statements(postgres.admin_url), "Redis": lambda: scripts(redis.url)}
+    looks = {"Postgres": partial(statements, postgres.admin_url), "Redis": partial(scripts, redis.url)}
     before = {name: look() for name, look in looks.items()}
     used = {name: cpu_s(each) for name, each in parts.items()}
     with Samples(pids) as samples:

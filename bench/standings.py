@@ -65,12 +65,14 @@ class Standings:
         for name, arm in data["arms"].items():
             entries[arm["work"]][name] = Entry(arm["of"], arm["setup"], arm["durability"], dict)
         return cls(
-            data["versions"],
-            data["absent"],
-            *entries.values(),
-            data["rounds"],
-            data["kills"],
-            data["patience_s"],
+            versions=data["versions"],
+            absent=data["absent"],
+            bursts=entries["burst"],
+            paces=entries["pace"],
+            kills=entries["kill"],
+            rounds=data["rounds"],
+            deaths=data["kills"],
+            patience_s=data["patience_s"],
         )
 
     @property

@@ -52,7 +52,8 @@ _WHERE: Final = {
 
 _POSTGRES: Final = re.compile(r"/psycopg\w*/|/scheduler/(?:store|connections|arrays|table)\.py")
 _REDIS: Final = re.compile(r"/redis/|/scheduler/(?:queue|shard)\.py")
-_MODULE: Final = re.compile(r"/scheduler/(\w+)(?:/|\.py)")
+_MODULE: Final = re.compile(r"/scheduler/(?!api/server\.py)(\w+)(?:/|\.py)")
+_EXPORTER: Final = re.compile(r"/(?:wsgiref|prometheus_client)/")
 _RATE: Final = 100
 _END_S: Final = 60.0
 
@@ -100,9 +101,10 @@ def scripts(url: str) -> Spent:
 
 def step_of(stack: str) -> str:
     """The step of a sample: its frames from the outermost to the innermost, `name (file:line);...`."""
-    step = next((_WHERE[module] for module in _MODULE.findall(stack) if module in _WHERE), None)
-    if step is None:
-        return "event loop and sockets"
+    steps = [_WHERE[module] for module in _MODULE.findall(stack) if module in _WHERE]
+    if not steps:
+        return "metrics page" if _EXPORTER.search(stack) else "event loop and sockets"
+    step = steps[-1]
     if _POSTGRES.search(stack):
         return f"{step}: Postgres client"
     return f"{step}: Redis client" if _REDIS.search(stack) else step
@@ -140,15 +142,16 @@ class Samples:
             self._spies.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             for spy in self._spies:
                 spy.send_signal(signal.SIGINT)
             for spy, path in zip(self._spies, self._paths(), strict=True):
-                _, said = spy.communicate(timeout=_END_S)
-                if not path.exists():
+                said = spy.communicate(timeout=_END_S)[1]
+                if path.exists():
+                    self._found += counted(path.read_text(encoding="utf-8", errors="replace"))
+                elif kind is None:
                     raise StartError(f"py-spy found nothing: {said.decode(errors='replace').strip()[-300:]}")
-                self._found += counted(path.read_text(encoding="utf-8", errors="replace"))
         finally:
             for spy in self._spies:
                 spy.kill()

@@ -191,8 +191,12 @@ def redis_url_of(settings: Settings) -> str:
 
 
 def settings_of(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a run: ours without stray settings, so that a run depends on its own alone."""
-    stray = {declared.name for declared in VARS.values()} - _KEPT
+    """The environment of a run: ours without stray settings, so that a run depends on its own alone.
+
+    Nor does a run forbid bytecode: every process would compile all that it imports, which takes a second and
+    some 20 MiB that it keeps.
+    """
+    stray = {declared.name for declared in VARS.values()} - _KEPT | {"PYTHONDONTWRITEBYTECODE"}
     return {k: v for k, v in env.items() if k not in stray} | dict(own)
 
 
