@@ -157,7 +157,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
         print("Ctrl-C stops everything.", flush=True)
         while not stopping.wait(0.5):
             stack.revive_workers()
-            stack.check()
+            stack.check(workers=False)
         print("stopping", flush=True)
     return 0
 

@@ -146,6 +146,29 @@ def test_a_worker_that_dies_is_replaced_and_without_the_api_the_whole_ends(start
     assert not any(map(alive, below))
 
 
+def test_a_worker_that_does_not_start_again_is_tried_again_and_takes_nothing_with_it(
+    here, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    app = tmp_path / "shop.py"
+    app.write_text("")
+    said: list[str] = []
+    with Stack(environment(**here), tmp_path / "data", said.append) as stack:
+        [(first, _)] = stack.start_workers(1, args=["--app", "shop"])
+        app.write_text("1 / 0  # as a deploy may leave it")
+        first.kill()
+        stack.revive_workers()
+        stack.check(workers=False)
+        with pytest.raises(StartError, match="`scheduler worker` ended with code 2"):
+            stack.check()
+        assert "it did not start; trying again in 0.1 s: " in said[1]
+        app.write_text("")
+        until(lambda: stack.revive_workers() or stack.children[0].returncode is None)
+        stack.check()
+    assert len(said) == 3
+    assert stack.children == []
+
+
 def test_without_its_servers_the_whole_ends(postgres_url, tmp_path):
     with Stack(environment(POSTGRES_URL=postgres_url), tmp_path, print) as stack:
         stack.start_servers()
