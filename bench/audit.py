@@ -151,7 +151,7 @@ def judge_rows(
         checks.append(check("unexpected", "a task that nobody sent", found[doubtful:]))
     if everything or doubtful is not None:
         connection.execute("INSERT INTO sent SELECT id FROM tasks ON CONFLICT DO NOTHING")
-    params = {"max_losses": max_losses, "slack_s": slack_s}
+    params = {"max_losses": max_losses, "most_losses": 10 * (max_losses + 1), "slack_s": slack_s}
     for name, (meaning, sql) in (CHECKS | (KEY_CHECKS if keys is not None else {})).items():
         if not (unfinished and name == NOT_ENDED):
             checks.append(check(name, meaning, _ids(connection, sql, params)))

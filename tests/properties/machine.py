@@ -29,7 +29,7 @@ from reference_tables import Row, id_at
 from scheduler import config, dlq
 from scheduler.cancel import cancel
 from scheduler.lease import policy
-from scheduler.lifecycle import TERMINAL
+from scheduler.lifecycle import TERMINAL, most_losses
 from scheduler.model import PRIORITIES, Lease, NewTask, Priority, Result, Settlement
 from scheduler.settle import decide, move
 from scheduler.store import Filter, WorkerIdentity
@@ -376,7 +376,8 @@ class Machine(RuleBasedStateMachine):
             assert outcomes["succeeded"] == (row.status == "succeeded")
             assert outcomes["cancelled"] <= (row.status == "cancelled")
             assert row.failures <= row.max_retries + 1
-            assert row.losses <= SETTINGS.max_losses + 1 + row.suspect
+            most = most_losses(SETTINGS.max_losses) if row.suspect else SETTINGS.max_losses
+            assert row.losses <= most + 1
             if row.redrives == 0:
                 assert row.failures == outcomes["failed"] + outcomes["timed_out"]
                 assert row.losses == outcomes["lost"]
