@@ -189,7 +189,7 @@ class Result:
         kind: `died`: the process that ran the task alone is gone. `lost` and `interrupted` are no outcomes:
             the first is not ours to settle any more, the second is given back.
         error: What to tell people; made safe and short.
-        after_ms: For `retry`: the wait that the handler asked for.
+        after_ms: For `retry`: the wait that the handler asked for. For `interrupted`: how long it is put off.
         wait_us: Microseconds from the claim to the start of the handler.
         run_us: Microseconds that the handler ran; None if it was never called.
     """

@@ -36,6 +36,7 @@ RESULTS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, str | N
     "timed out": ({"kind": "timed_out"}, {}, ("timed_out", "retrying", "retry:high")),
     "timed out for good": ({"kind": "timed_out"}, {"failures": 3}, ("timed_out", "dead", "dlq:high")),
     "asked for a retry": ({"kind": "retry", "after_ms": 60_000}, {}, ("failed", "retrying", "retry:high")),
+    "put off": ({"kind": "interrupted", "after_ms": 60_000}, {}, ("released", "queued", "retry:high")),
     "asked in vain": ({"kind": "retry", "after_ms": 60_000}, {"failures": 3}, ("failed", "dead", "dlq:high")),
     "rejected": ({"kind": "rejected", "error": "why"}, {}, ("failed", "dead", "dlq:high")),
     "interrupted": ({"kind": "interrupted"}, {}, ("released", "queued", "q:high")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from math import inf
 from time import monotonic
 
 import pytest
@@ -94,6 +95,25 @@ async def test_a_thread_longer_than_the_grace_is_given_back_and_its_late_answer_
         "queued",
         "q:default",
     )
+    await flow.agree()
+
+
+async def test_a_suspect_that_goes_on_in_its_process_is_given_back(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler.solo.Solo.end", lambda *_: None)  # as if its process could not be ended
+    flow = await make_flow(SHUTDOWN_GRACE_MS=50)
+    id_ = await flow.enqueue("sleeper", {"sleep_ms": 60_000}, push=False)
+    flow.db.change(id_, suspect=True)
+    await flow.shard.push([(id_, "default", 0)])
+    async with flow.worker() as worker:
+        await eventually(lambda: any(solo.began < inf for solo in worker._slots._lanes))
+    assert (flow.db.outcomes(id_), flow.status(id_), await flow.place(id_)) == (
+        ["released"],
+        "queued",
+        "q:default",
+    )
+    assert flow.db.task(id_)["losses"] == 0
     await flow.agree()
 
 
