@@ -74,6 +74,7 @@ def test_every_way_to_fail_has_a_test_or_a_sentence_that_says_why_not():
     for part, n, _, here, last in rows:
         excused = re.match(r"\*\*(by design|not promised)\*\*", last)
         tests = [name for _, name in NAMED.findall(last) if name]
+        assert "not tested" not in last, f"{part}{n} is to be tested, or to say why it need not be"
         assert tests or excused, f"{part}{n} names no test, and does not say why"
         assert len(here.split()) > (8 if excused else 2), f"{part}{n} says too little"
 

@@ -364,16 +364,16 @@ async def waiting(flow: Flow, n: int) -> None:
 async def test_a_worker_used_to_noops_does_not_hold_a_backlog_of_large_payloads(make_flow: MakeFlow):
     """It would take them by the hundred, and learn what they weigh when it has them."""
     flow = await make_flow(WORKER_POOL=12, LEASE_BATCH_SIZE=250)
-    held = []
+    held: list[int] = []
 
     @flow.handler("large")
-    async def large(payload: dict) -> None:
-        held.append(sum(len(lease.payload["text"]) for lease in flow.held.all() if lease.payload))
+    async def large() -> None:
+        held.append(sum(len(lease.payload["text"]) for lease in worker._held.all() if lease.payload))
         await asyncio.sleep(0.01)
 
     payload = {"text": "x" * 60_000}
     ids = [await flow.enqueue("large", payload, push=False) for _ in range(200)]
-    async with flow.worker():
+    async with flow.worker() as worker:
         await flow.ended(*await flow.enqueue_many(1000))
         await flow.shard.push([(id_, "default", 0) for id_ in ids])
         await flow.ended(*ids)
