@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench import arrivals, load, scrape
+from bench import arrivals, load, scrape, swarm
 from bench.delivery import Progress
 from bench.receipts import LoadResult
-from bench.scenario import Bulk, Closed, Load
+from bench.scenario import Bulk, Closed, Load, Locust, Open, Shape
 from bench.system import Running
+from bench.tape import Replay
 from bench.workload import Dealt
 from scheduler.errors import StartError
 
@@ -71,18 +72,23 @@ def send(system: Running, dealt: Dealt, tell: Tell, how: Load | None = None, *, 
         Stalled: a task was not accepted that should have been tried until it was.
     """
     how = how or Bulk(len(dealt))
-    result = load.run(
-        _sending(dealt, how, system.host, seed, lambda r: tell("accepted", r.accepted, r.asked))
-    )
-    tell("accepted", result.accepted, result.asked)
-    patient = isinstance(how, Bulk | Closed)
+
+    def progress(so_far: LoadResult) -> None:
+        tell("accepted", so_far.accepted, so_far.asked)
+
+    if isinstance(how, Locust):
+        result = swarm.run(dealt, how, host=system.host, progress=progress)
+    else:
+        result = load.run(_sending(dealt, how, system.host, seed, progress))
+    progress(result)
+    patient = isinstance(how, Bulk | Closed | Locust)
     if not result.accepted or (patient and result.accepted < result.asked):
         raise Stalled(f"only {result.accepted} of {result.asked} tasks were accepted: {result.gave_up}")
     return Burst(dealt, result)
 
 
 def _sending(
-    dealt: Dealt, how: Load, host: str, seed: int, progress: Progress
+    dealt: Dealt, how: Bulk | Closed | Open | Shape | Replay, host: str, seed: int, progress: Progress
 ) -> Coroutine[Any, Any, LoadResult]:
     if isinstance(how, Bulk):
         return load.bulk(dealt, host=host, size=how.size, senders=how.senders, progress=progress)

@@ -141,8 +141,12 @@ class System:
     def stop_fleet(self) -> None:
         """Stop all workers in good order."""
         self.note()
-        while self.fleet:
-            self.stack.end(self.fleet.pop().child)
+        self.shrink(0)
+
+    def shrink(self, workers: int) -> None:
+        """Stop workers in good order until so many are left, the oldest first."""
+        while len(self.fleet) > workers:
+            self.stack.end(self.fleet.pop(0).child)
 
     @contextmanager
     def with_fleet(self, workers: int, *, env: Mapping[str, str] | None = None) -> Iterator[list[Member]]:

@@ -62,11 +62,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     },
     "bench": {
         "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
-        "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
-        " trial amnesia recovery strain filling side churn",
+        "Acting": "system stand proxy arena faults schedule http hammer delivery load swarm burst parking"
+        " traffic trial amnesia recovery strain filling side churn",
         "Observing": "scrape meter steps vitals fingerprint sampling promql receipts ledger journal index"
         " watch checks audit drift agreement leaks observation validity capture findings alarms",
-        "Telling": "record figure proof report plots document progress timelines sweeps live",
+        "Telling": "record figure proof report laws bursts plots document progress timelines sweeps"
+        " live steered panel",
         "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
         " validation evidence advice sizing planner",
         "Measuring": "stats power turn rows aims rounds company noop_api yardsticks rates latency occupancy"
