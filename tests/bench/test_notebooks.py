@@ -29,7 +29,7 @@ CI_S = 25.0
 """What a notebook may take with its profile `ci` on two quiet cores."""
 
 ALL_CI_S = 300.0
-"""What all of them may take together, likewise."""
+"""What all of them may take together, likewise; twice that where other tests run beside them."""
 
 CROWDED = 4.0
 """So many times longer where other tests run beside it, and on a machine that is busy anyhow."""
@@ -245,7 +245,7 @@ def test_every_notebook_runs_in_time_and_leaves_nothing_running(tmp_path):
         assert "image/png" in path.read_text()
     print(f"{sum(took.values()):.0f} s in all: {took}")
     assert max(took.values()) < CI_S * CROWDED, took
-    assert sum(took.values()) < ALL_CI_S * CROWDED, took
+    assert sum(took.values()) < 2 * ALL_CI_S, took
 
 
 @pytest.mark.parametrize("source", PUBLISHED, ids=lambda path: path.stem)
