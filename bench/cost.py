@@ -36,8 +36,9 @@ _NOOPS: Final = Mix(noop=100)
 _LEAST_US: Final = 0.05
 """Steps that cost less are not told."""
 
-_STRAY: Final = 0.005
-"""Calls a task that mean nothing: some in all, as a connection needs them that is opened on the way."""
+_STRAY: Final = 0.0004
+"""Calls a task that mean nothing: one among some thousand tasks. What is asked once a batch comes to dozens,
+so that once more a batch is seen, and so are two percent."""
 
 
 class Step(TypedDict):
