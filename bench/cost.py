@@ -37,8 +37,8 @@ _LEAST_US: Final = 0.05
 """Steps that cost less are not told."""
 
 _STRAY: Final = 0.0004
-"""Calls a task that mean nothing: one in some thousand tasks. In batches of a hundred each script is called
-ten times as often for a thousand, so that one more a batch is seen, and so are two percent."""
+"""Calls a task that mean nothing: one among some thousand tasks. What is asked once a batch comes to dozens,
+so that once more a batch is seen, and so are two percent."""
 
 
 class Step(TypedDict):
