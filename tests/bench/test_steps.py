@@ -28,7 +28,7 @@ CLAIM = f"{FEED};_claim (/x/scheduler/lease.py:94);claim (/x/scheduler/store.py:
         (f"{CLAIM};execute (/site-packages/psycopg/_cursor_base.py:7)", "lease and claim: Postgres client"),
         (f"{ROOT};_slot (/x/scheduler/slots.py:1);run (/x/scheduler/run.py:2);noop (/y/z.py:1)", "run"),
         (f"{ROOT};_run (/x/scheduler/loop.py:60);step (/x/scheduler/pump.py:3)", "loops"),
-        (f"{ROOT};_post (/x/scheduler/api/submissions.py:30);submit (/x/scheduler/enqueue.py:3)", "request"),
+        (f"{ROOT};_post (/x/scheduler/api/submissions.py:30);submit (/x/scheduler/enqueue.py:3)", "enqueue"),
         (f"{ROOT};run (/usr/lib/python3.11/asyncio/runners.py:118)", "event loop and sockets"),
     ],
 )

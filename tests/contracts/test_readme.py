@@ -170,7 +170,7 @@ def test_the_tables_of_growth_and_of_the_peers_are_those_of_their_records(tmp_pa
     shown = generate.FIGURES["growth.json"]()
     assert "10,000,000 tasks that have ended" in shown
     assert markdown([row]) in shown
-    shown = generate.COMPARISONS["peers.json"]()
+    shown = generate.EXPERIMENTS["peers.json"]()
     assert "pgqueuer 1.6." in shown
     assert "Not measured: dramatiq. no network" in shown
 
