@@ -10,11 +10,11 @@ What must hold of a run that was not disturbed:
     core-bound      drain and p95 wait are within 15 % of it, or inside the interval of its draws
 
 Priorities are judged where there are several and slots are short; elsewhere the first waits of a burst are as
-long as its own requests take, and they are told only. A cell is slot-bound if its slots are in use nearly all the
-time on a machine where nothing but the work costs time, and its CPU takes little of that time. A run that was
-disturbed neither holds nor breaches anything; nor does a run of a core-bound cell if the machine was faster
-or slower than when it was calibrated to. But where more than half of the runs are left out, or all of one
-kind, nothing is proven.
+long as its own requests take, and they are told only. A cell is slot-bound if its slots are in use nearly all
+the time on a machine where nothing but the work costs time, and its CPU takes little of that time. A run that
+was disturbed neither holds nor breaches anything; nor does a run of a core-bound cell if the machine was
+faster or slower than when it was calibrated to. But where more than half of the runs are left out, or all of
+one kind, nothing is proven.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ IDLE: Final = 0.2
 SAME_SPEED: Final = 0.15
 """So far the machine's scores may be from those of the calibration, as a share; `compare` takes the same."""
 
-COMMAND: Final = "bench validate results/calibration.json --out docs/records/validation.json"
+COMMAND: Final = "bench validate results/calibration.json --repeats 2 --out docs/records/validation.json"
 """What makes the record whose table is in docs/benchmarks.md, after the calibration that is told there."""
 
 _FIGURES: Final = {"drain_s": "drain", "p95_wait_s": "p95 wait"}
