@@ -60,8 +60,8 @@ worker: $(USE) ## Run a worker, metrics on :2113 (WORKER_POOL=24 RETRY_BATCH_SIZ
 load: $(USE) ## Send tasks (make load ARGS="-n 2000 -w 8 -pct-flaky 15 -pct-fail 5")
 	@$(BIN)/scheduler load $(ARGS)
 
-lab: $(DEV) ## Open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+lab: $(DEV) ## Open the notebooks in JupyterLab, on this machine alone and with a token
+	@exec $(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
 
 notebooks: $(DEV) ## Execute the notebooks into docs/notebooks
 	@$(BIN)/bench notebooks

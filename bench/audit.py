@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, LiteralString
 
@@ -23,12 +23,16 @@ from bench.workload import Dealt, Expected, expected
 _SHOWN: Final = 5
 _LOOK_S: Final = 0.2
 
+_AT_WORK: Final = """
+SELECT id FROM tasks WHERE finished_at IS NULL AND id NOT IN (SELECT id FROM sent) LIMIT 1
+"""
+
 Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question, and who answered it wrongly."""
+    """One question, and who answered it wrongly: how many, and each of them if they have names."""
 
     name: str
     meaning: str
@@ -39,6 +43,13 @@ class Check:
     def passed(self) -> bool:
         """True if there is no offender."""
         return self.offenders == 0
+
+    @property
+    def line(self) -> str:
+        """For a person: how many offenders, and the first of them."""
+        more = len(self.examples) - _SHOWN
+        shown = [*self.examples[:_SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
+        return " ".join([f"{self.name}: {self.offenders:,} ({self.meaning})", *shown])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +79,17 @@ class Verdict:
         head = (
             f"AUDIT FAILED: {self.accepted:,} accepted, {counts}; {len(failed)} of {len(self.checks)} checks"
         )
-        return [head, *(f"  {c.name}: {c.offenders} ({c.meaning}) {' '.join(c.examples)}" for c in failed)]
+        return [head, *(f"  {c.line}" for c in failed)]
 
     def record(self) -> dict[str, Any]:
-        """The verdict as JSON has it."""
+        """The verdict as JSON has it, with every offender."""
         return {"passed": self.passed} | asdict(self)
 
 
 def check(name: str, meaning: str, offenders: Iterable[str]) -> Check:
     """A check with these offenders."""
-    found = list(offenders)
-    return Check(name, meaning, len(found), tuple(found[:_SHOWN]))
+    found = tuple(offenders)
+    return Check(name, meaning, len(found), found)
 
 
 def audit(
@@ -95,6 +106,8 @@ def audit(
     patience_s: float = 5.0,
 ) -> Verdict:
     """Judge the tasks in `accepted`, the ids that the client was given.
+
+    Of tasks that others sent, only this: once no task is open, none has an id in a retry set or a lease.
 
     Args:
         postgres_url: Where the tables are.
@@ -124,7 +137,8 @@ def audit(
             set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE finished_at IS NULL")),
             set(_ids(connection, "SELECT id FROM sent JOIN tasks USING (id) WHERE dead_at IS NOT NULL")),
         )
-    return Verdict(len(accepted), statuses, (*checks, *_agreement(redis_url, prefix, rows, patience_s)))
+        checks += _agreement(redis_url, prefix, rows, lambda: not _ids(connection, _AT_WORK), patience_s)
+    return Verdict(len(accepted), statuses, tuple(checks))
 
 
 def judge_rows(
@@ -151,7 +165,7 @@ def judge_rows(
         checks.append(check("unexpected", "a task that nobody sent", found[doubtful:]))
     if everything or doubtful is not None:
         connection.execute("INSERT INTO sent SELECT id FROM tasks ON CONFLICT DO NOTHING")
-    params = {"max_losses": max_losses, "slack_s": slack_s}
+    params = {"max_losses": max_losses, "most_losses": 10 * (max_losses + 1), "slack_s": slack_s}
     for name, (meaning, sql) in (CHECKS | (KEY_CHECKS if keys is not None else {})).items():
         if not (unfinished and name == NOT_ENDED):
             checks.append(check(name, meaning, _ids(connection, sql, params)))
@@ -232,29 +246,36 @@ class _Rows:
     dead: set[str]
 
 
-def _agreement(url: str, prefix: str, rows: _Rows, patience_s: float) -> list[Check]:
-    """What Redis says against the rows, asked again until it agrees or patience ends."""
+def _agreement(
+    url: str, prefix: str, rows: _Rows, at_rest: Callable[[], bool], patience_s: float
+) -> list[Check]:
+    """What Redis says against the rows, asked again until it agrees or patience ends.
+
+    While others have open tasks, what Redis holds beside ours is theirs: `at_rest` says that they have none.
+    """
     until = time.monotonic() + patience_s
     with index.connected(url) as client:
         while True:
-            checks = _compared(index.look(client, prefix), rows)
+            found = index.look(client, prefix)
+            checks = _compared(found, rows, everything=at_rest())
             if all(c.passed for c in checks) or time.monotonic() > until:
                 return checks
             time.sleep(_LOOK_S)
 
 
-def _compared(found: Index, rows: _Rows) -> list[Check]:
+def _compared(found: Index, rows: _Rows, *, everything: bool) -> list[Check]:
     def ours(ids: Iterable[str]) -> list[str]:
         return [id_ for id_ in ids if rows.sent is None or id_ in rows.sent]
 
     letters = ours(found.letters)
     disagreeing = [*sorted(rows.dead.symmetric_difference(letters)), *_twice(letters)]
     misplaced = rows.open & (index.disorder(found).keys() | (rows.open - found.held))
+    left = {*ours(found.held), *(found.tended if everything else ())} - rows.open
     return [
         check(
             "left in Redis",
-            "ended, and still in a list, a lease, a retry set or `live`",
-            ours(sorted(found.held - rows.open)),
+            "ended or never there, and still in a list, a lease, a retry set or `live`",
+            sorted(left),
         ),
         check(
             "dead letters disagree",

@@ -21,7 +21,7 @@ import redis
 
 from bench.audit import Verdict, audit
 from bench.drift import GAP_S, Exporter, audit_live, checks, watch
-from bench.receipts import Receipt, read_ledger
+from bench.receipts import Receipt, promised, read_ledger
 from bench.system import read_settings, redis_url_of
 from scheduler.errors import ConfigError, StartError
 
@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `scheduler load -ledger FILE` has written; with --live it may be left out: every task",
     )
     parser.add_argument("--live", action="store_true", help="the system still works: open tasks are fine")
+    parser.add_argument(
+        "--doubtful",
+        type=_count,
+        metavar="N",
+        help="nobody else sent tasks, and N requests without a key had no answer (the load's `errors`):"
+        " judge every task, and allow N of them that the ledger does not know",
+    )
     parser.add_argument(
         "--gap", type=_seconds, default=GAP_S, metavar="S", help=f"seconds between two looks ({GAP_S:g})"
     )
@@ -55,6 +62,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 86_400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -81,27 +94,30 @@ def main(args: argparse.Namespace) -> int:
 
 def _judge(args: argparse.Namespace) -> Verdict:
     settings = read_settings(os.environ)
+    if args.live and args.doubtful is not None:
+        raise ConfigError("--doubtful is for the time after a run: with --live leave it out")
     receipts = _receipts(args.ledger, needed=not args.live)
-    ids = None if receipts is None else [receipt.id for receipt in receipts]
-    keys = {receipt.key: {receipt.id} for receipt in receipts or [] if receipt.key}
+    ids, keys = promised(receipts or [])
     slack_s = settings.store_timeout_ms / 1000
     if args.live:
         return audit_live(
             settings.postgres_url,
             redis_url_of(settings),
-            ids,
+            None if receipts is None else ids,
             prefix=settings.redis_prefix,
             keys=keys,
             max_losses=settings.max_losses,
             slack_s=slack_s,
             gap_s=args.gap,
+            lease_s=settings.vis_timeout_ms / 1000,
         )
     return audit(
         settings.postgres_url,
         redis_url_of(settings),
-        ids or [],
+        ids,
         prefix=settings.redis_prefix,
         keys=keys,
+        doubtful=args.doubtful,
         max_losses=settings.max_losses,
         slack_s=slack_s,
     )
@@ -135,11 +151,12 @@ def _watch(args: argparse.Namespace) -> int:
                     redis_url_of(settings),
                     prefix=settings.redis_prefix,
                     every_s=args.watch,
+                    lease_s=settings.vis_timeout_ms / 1000,
                 ):
                     exporter.show(found)
                     for c in checks(found):
                         if not c.passed:
-                            print(f"{c.name}: {c.offenders} ({c.meaning}) {' '.join(c.examples)}", flush=True)
+                            print(c.line, flush=True)
             except (psycopg.Error, redis.RedisError) as error:
                 print(f"a store cannot be asked: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
                 time.sleep(_AGAIN_S)

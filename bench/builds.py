@@ -87,8 +87,8 @@ BUILDS: Final[dict[str, Build]] = {
     "enqueue-gives-up": Build(
         "the second try of an enqueue whose answer was lost",
         "enqueue.py",
-        "if clock.monotonic() + _RETRY_PAUSE_S > min(unit.deadline for unit in units):",
-        "if True:",
+        "_fail([unit for unit in units if unit.deadline < again], error)",
+        "_fail(units, error)",
     ),
     "settle-whole": Build(
         "the halving of a batch of outcomes that Postgres refused",

@@ -7,15 +7,17 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench import arrivals, load, scrape
+from bench import arrivals, load, scrape, swarm
 from bench.delivery import Progress
 from bench.receipts import LoadResult
-from bench.scenario import Bulk, Closed, Load
+from bench.scenario import Bulk, Closed, Load, Locust, Open, Shape
 from bench.system import Running
+from bench.tape import Replay
 from bench.workload import Dealt
 from scheduler.errors import StartError
 
-_LOOK_S: Final = 0.2
+_LOOK_S: Final = 0.5
+_COUNT_S: Final = 2.0
 _STALLED_S: Final = 60.0
 _COUNTED_S: Final = 2.0
 _ONCE: Final = """
@@ -70,18 +72,23 @@ def send(system: Running, dealt: Dealt, tell: Tell, how: Load | None = None, *, 
         Stalled: a task was not accepted that should have been tried until it was.
     """
     how = how or Bulk(len(dealt))
-    result = load.run(
-        _sending(dealt, how, system.host, seed, lambda r: tell("accepted", r.accepted, r.asked))
-    )
-    tell("accepted", result.accepted, result.asked)
-    patient = isinstance(how, Bulk | Closed)
+
+    def progress(so_far: LoadResult) -> None:
+        tell("accepted", so_far.accepted, so_far.asked)
+
+    if isinstance(how, Locust):
+        result = swarm.run(dealt, how, host=system.host, progress=progress)
+    else:
+        result = load.run(_sending(dealt, how, system.host, seed, progress))
+    progress(result)
+    patient = isinstance(how, Bulk | Closed | Locust)
     if not result.accepted or (patient and result.accepted < result.asked):
         raise Stalled(f"only {result.accepted} of {result.asked} tasks were accepted: {result.gave_up}")
     return Burst(dealt, result)
 
 
 def _sending(
-    dealt: Dealt, how: Load, host: str, seed: int, progress: Progress
+    dealt: Dealt, how: Bulk | Closed | Open | Shape | Replay, host: str, seed: int, progress: Progress
 ) -> Coroutine[Any, Any, LoadResult]:
     if isinstance(how, Bulk):
         return load.bulk(dealt, host=host, size=how.size, senders=how.senders, progress=progress)
@@ -93,23 +100,31 @@ def _sending(
 def drain(system: Running, n: int, before: scrape.Page, tell: Tell) -> scrape.Page:
     """Wait until nothing is open any more; `before` is the fleet's page at the beginning of the burst.
 
-    Progress comes from the fleet's counters, the end from Postgres.
+    Progress comes from the fleet's counters, the end from Postgres. Both looks cost what is being measured:
+    they are rare, and Postgres, which has to count, is asked when the counters say that all have ended, and
+    now and then because a worker that died took its counts with it.
 
     Returns:
         The fleet's page after the end. A worker counts just after its commit, so the page is asked for until
-        it has all n ends; a worker that died took its counts with it, so that ends after a moment.
+        it has all n ends, or until a moment has passed.
 
     Raises:
         Stalled: nothing has ended for a minute.
     """
     last, moved = -1, time.monotonic()
-    while open_tasks(system):
+    counted = moved
+    while True:
         ended = round(ended_by(metrics(system)) - ended_by(before))
+        now = time.monotonic()
         if ended != last:
-            last, moved = ended, time.monotonic()
+            last, moved = ended, now
             tell("ended", min(max(ended, 0), n), n)
-        elif time.monotonic() - moved > _STALLED_S:
-            raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {open_tasks(system)} tasks are open")
+        if ended >= n or now - counted > _COUNT_S:
+            counted = now
+            if not (left := open_tasks(system)):
+                break
+            if now - moved > _STALLED_S:
+                raise Stalled(f"nothing has ended for {_STALLED_S:.0f} s and {left} tasks are open")
         time.sleep(_LOOK_S)
     tell("ended", n, n)
     until = time.monotonic() + _COUNTED_S

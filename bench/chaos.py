@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import record
+from bench.audit import Check
 from bench.builds import BUILDS
 from bench.seeds import seeds
 from bench.trial import run
@@ -43,11 +44,7 @@ def line(found: Mapping[str, Any]) -> str:
         f" {verdict['accepted']:,} accepted, {counts}, {found['runs'].get('lost', 0)} runs lost,"
         f" {found['late']} late; quiet after {found['quiet_s']} s"
     )
-    offences = [
-        f"  {c['name']}: {c['offenders']} ({c['meaning']}) {' '.join(c['examples'])}"
-        for c in verdict["checks"]
-        if c["offenders"]
-    ]
+    offences = [f"  {Check(**each).line}" for each in verdict["checks"] if each["offenders"]]
     missed = [
         f"  not landed: {f['kind']} at {f['at_s']} s {f['what']}".rstrip()
         for f in found["faults"]

@@ -4,7 +4,8 @@ The queries know two tables that the audit fills from the client's own list: `se
 given) and `sent_keys` (key, id: one row for each 2xx to a request with an idempotency key, or one row without
 an id for a key that was never answered with a 2xx). They share no text with the product's statements.
 
-Parameters: %(max_losses)s, the fleet's MAX_LOSSES; %(slack_s)s, how far a worker's own measure of a run may
+Parameters: %(max_losses)s, the fleet's MAX_LOSSES; %(most_losses)s, how many of a task may be losses with its
+worker; %(slack_s)s, how far a worker's own measure of a run may
 be from Postgres' clock, in seconds: at most its longest wait for an answer.
 """
 
@@ -94,16 +95,18 @@ CHECKS: Final[dict[str, tuple[str, LiteralString]]] = {
         """,
     ),
     "budget exceeded": (
-        "more failures than max_retries + 1, or more losses than MAX_LOSSES + 1 (a suspect: one more)",
+        "more failures than max_retries + 1, or losses than MAX_LOSSES + 1 (with workers: ten times that)",
         """
         SELECT t.id FROM sent AS s JOIN tasks AS t USING (id)
         LEFT JOIN task_runs AS r ON r.task_id = t.id
         GROUP BY t.id, t.failures, t.max_retries, t.losses, t.suspect, t.redrives
         HAVING t.failures > t.max_retries + 1
-            OR t.losses > %(max_losses)s + 1 + t.suspect::integer
+            OR t.losses > CASE WHEN t.suspect THEN %(most_losses)s ELSE %(max_losses)s END + 1
             OR count(*) FILTER (WHERE r.outcome IN ('failed', 'timed_out'))
                 > (t.redrives + 1) * (t.max_retries + 1)
-            OR count(*) FILTER (WHERE r.outcome = 'lost') > (t.redrives + 1) * (%(max_losses)s + 2)
+            OR count(*) FILTER (WHERE r.outcome = 'lost') > (t.redrives + 1) * (%(most_losses)s + 1)
+            OR count(*) FILTER (WHERE r.outcome = 'lost' AND r.error IS DISTINCT FROM 'the worker died')
+                > (t.redrives + 1) * (%(max_losses)s + 1)
         """,
     ),
 }

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from bench import record
 from bench.vitals import cpu_s
 
 BUSY_PERCENT: Final = 10.0
@@ -26,11 +28,13 @@ class Company:
     """Watches from entering until leaving. What we have started counts as ours, whether it still runs or not.
 
     Attributes:
+        seconds: How long that was.
         busy_percent: Percent of all cores that other work used.
         steal_percent: Percent of all cores that the host withheld.
         own_percent: Percent of all cores that we used ourselves.
     """
 
+    seconds = 0.0
     busy_percent = 0.0
     steal_percent = 0.0
     own_percent = 0.0
@@ -40,17 +44,37 @@ class Company:
         """Whether the figures of that time are to be doubted."""
         return self.busy_percent > BUSY_PERCENT or self.steal_percent > STEAL_PERCENT
 
+    def data(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {
+            "seconds": round(self.seconds),
+            "busy_percent": round(self.busy_percent, 1),
+            "steal_percent": round(self.steal_percent, 1),
+            "disturbed": self.disturbed,
+        }
+
     def __enter__(self) -> Self:
         self._began, self._own, self._all = time.monotonic(), _own_s(), _machine_s()
         return self
 
     def __exit__(self, *_: object) -> None:
-        seconds = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        self.seconds = time.monotonic() - self._began
+        seconds = self.seconds * (os.cpu_count() or 1)
         busy, steal = (after - before for after, before in zip(_machine_s(), self._all, strict=True))
         own = _own_s() - self._own
         self.own_percent = 100 * own / seconds
         self.busy_percent = 100 * max(0.0, busy - own) / seconds
         self.steal_percent = 100 * steal / seconds
+
+
+def told(made: dict[str, Any]) -> str:
+    """Where a record comes from that kept its company, and what else the machine did meanwhile."""
+    found: Mapping[str, Any] = made["result"]
+    disturbed = " **The machine was disturbed.**" if found["disturbed"] else ""
+    return (
+        f"{record.told(made)}. It took {found['seconds']:,} s; other work used {found['busy_percent']:g} % of"
+        f" the cores meanwhile, and the host withheld {found['steal_percent']:g} %.{disturbed}"
+    )
 
 
 def _own_s() -> float:

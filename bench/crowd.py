@@ -53,7 +53,8 @@ def _press(me: System, host: str, connections: int, seconds: float) -> dict[str,
 def _beside(me: System, seconds: float) -> dict[str, float]:
     with emptied(me):
         small, bulk = load.run(_both(me.host, seconds))
-    return told(small) | {"bulk_rate": 1000 * bulk.accepted / bulk.seconds}
+    many = {f"bulk_{name}": value for name, value in told(bulk).items()}
+    return told(small) | many | {"bulk_rate": 1000 * many["bulk_rate"]}
 
 
 async def _both(host: str, seconds: float) -> tuple[Answers, Answers]:

@@ -3,18 +3,23 @@
 idle       a worker, the API and both servers with nothing to do
 stream     memory of the workers and the API while many tasks are enqueued and worked off
 queued     bytes of Redis for a task that waits
-payloads   a worker's memory while a backlog of 10 MB of payloads waits behind its busy slots
+payloads   memory of a worker that has run noops, and then meets 40 MB of large payloads
 """
 
 from __future__ import annotations
 
+import os
+import random
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
+from string import ascii_letters
 from typing import Any, Final, Self, cast
 
 from bench import load
@@ -23,17 +28,20 @@ from bench.hammer import hammer
 from bench.index import connected
 from bench.latency import await_ended
 from bench.parking import emptied, noops
-from bench.rates import api_pid, server_pids
+from bench.rates import api_pid, frozen, server_pids
 from bench.rounds import Arms, Size
+from bench.stand import Stand
 from bench.system import System
 from bench.vitals import cpu_s, vitals
 from bench.workload import Body
 
 MIB: Final = 2**20
-BACKLOG_BYTES: Final = 10_000_000
+BACKLOG_BYTES: Final = 40_000_000
 PAYLOAD_BYTES: Final = 250_000
+PAYLOAD_MS: Final = 300
 
 _SETTLED_S: Final = 2.0
+_USED_TO: Final = 5_000
 _SAMPLE_S: Final = 0.2
 _CHUNK: Final = 5_000
 _MOST_OPEN: Final = 10_000
@@ -42,18 +50,31 @@ _LOOK_S: Final = 0.05
 
 @contextmanager
 def arms(me: System, size: Size) -> Iterator[Arms]:
-    """The arms; each starts workers of its own."""
-    yield {
-        "idle": partial(_idle, me, size.idle_s),
-        "stream": partial(_stream, me, size.workers, size.stream),
-        "queued": partial(_queued, me, size.queued),
-        "payloads": partial(_payloads, me),
-    }
+    """The arms; each starts workers of its own. Large payloads come through an API of their own."""
+    with tempfile.TemporaryDirectory() as folder, Stand(me.stack.env, Path(folder)) as stand:
+        plain = _plain(Path(folder))
+        large = stand.api("api-payloads").start().url
+        yield {
+            "idle": partial(_idle, me, size.idle_s, plain),
+            "stream": partial(_stream, me, size.workers, size.stream, plain),
+            "queued": partial(_queued, me, size.queued),
+            "payloads": partial(_payloads, me, large, plain),
+        }
 
 
-def _idle(me: System, seconds: float) -> dict[str, float]:
+def _plain(folder: Path) -> dict[str, str]:
+    """The environment of a worker that was installed without extras.
+
+    structlog imports rich if it is there, and the workbench needs it. No worker does, and it takes 4 MiB.
+    """
+    (folder / "rich.py").write_text('raise ImportError("kept from this process")\n', encoding="utf-8")
+    places = (str(folder), os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
+def _idle(me: System, seconds: float, env: Mapping[str, str]) -> dict[str, float]:
     """Percent of one core that each part uses."""
-    with me.with_fleet(1) as [worker]:
+    with me.with_fleet(1, env=env) as [worker]:
         time.sleep(_SETTLED_S)
         parts = {"worker": [worker.pid], "api": [api_pid(me)], "servers": server_pids(me)}
         used = {part: cpu_s(pids) for part, pids in parts.items()}
@@ -63,14 +84,14 @@ def _idle(me: System, seconds: float) -> dict[str, float]:
         return {part: 100 * (cpu_s(pids) - used[part]) / elapsed for part, pids in parts.items()}
 
 
-def _stream(me: System, workers: int, n: int) -> dict[str, float]:
+def _stream(me: System, workers: int, n: int, env: Mapping[str, str]) -> dict[str, float]:
     """MiB of the largest worker and of the API at their peak, and by how much each has grown.
 
     Growth is from the second fifth of the time to the last one, by medians: the first fifth warms up.
     """
     ids: list[str] = []
     with (
-        me.with_fleet(workers) as fleet,
+        me.with_fleet(workers, env=env) as fleet,
         Memory({"worker": [member.pid for member in fleet], "api": [api_pid(me)]}) as memory,
     ):
         for start in range(0, n, _CHUNK):
@@ -95,16 +116,23 @@ def _queued(me: System, n: int) -> dict[str, float]:
         return {"bytes": (_used_memory(client) - before) / n}
 
 
-def _payloads(me: System) -> dict[str, float]:
-    """MiB by which the worker grows while the backlog waits, or is worked off a second at a time."""
-    payload = {"sleep_ms": 1000, "text": "x" * PAYLOAD_BYTES}
+def _payloads(me: System, host: str, env: Mapping[str, str]) -> dict[str, float]:
+    """MiB by which the worker grows while it works the backlog off, which is there all at once.
+
+    It takes noops by the hundred before, and so it would take these.
+    """
+    text = "".join(
+        random.Random(1).choices(ascii_letters, k=PAYLOAD_BYTES)
+    )  # Postgres cannot compress it much
+    payload = {"sleep_ms": PAYLOAD_MS, "text": text}
     bodies: list[Body] = [{"type": "sleeper", "payload": payload}] * (BACKLOG_BYTES // PAYLOAD_BYTES)
-    with me.with_fleet(1) as [worker]:
-        load.run(load.bulk([{"type": "noop"}] * 1000, host=me.host, keys=False))
-        await_ended(me)  # so that what every first task costs is not counted
+    with me.with_fleet(1, env=env) as [worker]:
+        load.run(load.bulk([{"type": "noop"}] * _USED_TO, host=me.host, keys=False))
+        await_ended(me)
         before = vitals(worker.pid).rss
         with Memory({"worker": [worker.pid]}) as memory:
-            load.run(load.bulk(bodies, host=me.host, size=10, keys=False))
+            with frozen([worker]):
+                load.run(load.bulk(bodies, host=host, size=10, keys=False))
             await_ended(me)
     return {"growth": memory.told("worker")["peak"] - before / MIB}
 

@@ -6,6 +6,9 @@ what the size of the tables costs. Then the full system alone: how soon Redis is
 what it costs while nothing happens, and whether autovacuum keeps up with a churn at the highest rate.
 
 The open tasks are in a queue that no worker serves: a backlog that stays, in the same table and indexes.
+
+A page of dead tasks is compared, too, but has no bound: no index finds a status, so the page walks over all
+tasks that are newer than its last one, and in the full tables a million open ones are among these.
 """
 
 from __future__ import annotations
@@ -14,26 +17,27 @@ import argparse
 import random
 import shutil
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
-from bench import meter, record
+from bench import meter, progress, record
 from bench.churn import churn
+from bench.company import Company, told
 from bench.filling import fill
-from bench.progress import told
 from bench.rounds import Arms, Round, measured
 from bench.rows import MUST_MISSED, Limit, Row, markdown
 from bench.side import Side
 from bench.system import system
 from scheduler.embedded import Postgres, Redis
 from scheduler.errors import StartError
+
+OUT: Final = record.RESULTS / "growth.json"
 
 BYTES_A_TASK: Final = 1500
 """What must be free on the disk: 550 stay, and the log and the churn come on top."""
@@ -62,7 +66,14 @@ LIMITS: Final = (
         for arm, measures in _RATIOS.items()
         for name, what in measures.items()
     ),
-    Limit("dead", "growth", "a page of dead tasks, which no index finds by status", "/s", "pages.full.dead"),
+    Limit(
+        "dead",
+        "growth",
+        "a page of dead tasks, past all newer ones",
+        "/s",
+        "pages.full.dead",
+        "pages.small.dead",
+    ),
     Limit("rebuild", "growth", "Redis rebuilt from all open rows", "s", "index.rebuild", "", 15, 8, True),
     Limit("compare", "growth", "all open rows compared, nothing wrong", "s", "index.compare"),
     Limit("idle", "growth", "CPU of an idle worker, of a core", "%", "idle.worker", "", 2, 0.5, True),
@@ -114,40 +125,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="how long the churn lasts (5)")
     parser.add_argument("--quick", action="store_true", help="so little that it only shows that all works")
     parser.add_argument("--seed", type=int, default=1, help="draws the order within each round (1)")
-    parser.add_argument("--out", type=Path, help="write a record here")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if every bound that must be kept is kept, 1 if not; always 0 with --quick, which judges nothing."""
     given = {name: getattr(args, name) for name in ("finished", "open_", "rounds", "minutes")}
     size = replace(QUICK if args.quick else Size(), **{n: v for n, v in given.items() if v is not None})
-    began = time.monotonic()
-    rows = measure(size, args.seed)
-    minutes = (time.monotonic() - began) / 60
-    print(f"\n{size.finished:,} finished and {size.open_:,} open tasks against {size.dead:,} and")
-    print(f"{size.small_open:,}; {minutes:.0f} minutes in all\n")
-    print(markdown(rows))
+    with Company() as company:
+        rows, rounds = measure(size, args.seed)
+    result = {"quick": args.quick, "size": asdict(size), "rows": [row.data() for row in rows]}
+    made = record.make(_command(args), result | company.data() | {"rounds": rounds})
+    record.write(args.out, made)
+    print(f"\n{sizes(made)}\n\n{markdown(rows)}\n\n{told(made)}")
     if args.quick:
         print("\nso few rows and so little time are judged by no bound")
-    if args.out is not None:
-        command = ["bench growth", f"--finished {size.finished} --open {size.open_} --rounds {size.rounds}"]
-        command += [f"--minutes {size.minutes:g}", *(["--quick"] if args.quick else [])]
-        result = {"minutes": round(minutes, 1), "rows": [row.data() for row in rows]}
-        record.write(args.out, record.make(command, result))
     return int(not args.quick and any(row.verdict == MUST_MISSED for row in rows))
 
 
-def measure(size: Size, seed: int) -> list[Row]:
-    """Fill both systems and measure everything."""
+def _command(args: argparse.Namespace) -> list[str]:
+    """What a reader types to make the record again."""
+    given = {"finished": args.finished, "open": args.open_, "rounds": args.rounds, "minutes": args.minutes}
+    return [
+        "bench growth",
+        *(["--quick"] if args.quick else []),
+        *(f"--{option} {value}" for option, value in given.items() if value is not None),
+        f"--seed {args.seed}",
+    ]
+
+
+def sizes(made: Mapping[str, Any]) -> str:
+    """What was compared with what, for a reader of the table."""
+    size = Size(**made["result"]["size"])
+    return (
+        f"{size.finished:,} tasks that have ended and {size.open_:,} open ones, against {size.dead:,} and"
+        f" {size.small_open:,}; the churn lasted {size.minutes:g} minutes."
+    )
+
+
+def measure(size: Size, seed: int) -> tuple[list[Row], list[Round]]:
+    """Fill both systems and measure everything: the rows, and all measures of each round."""
     with _sides(size) as (full, small):
-        with told("filling") as tell:
+        with progress.told("filling") as tell:
             fill(full.url, finished=size.finished, open_=size.open_, dead=size.dead, tell=tell)
             fill(small.url, finished=size.dead, open_=size.small_open, dead=size.dead, tell=tell)
         for side in (full, small):
             side.reconcile()
             side.passed(size.noops)  # a warm-up, not counted
         rounds = measured(_arms(full, small, size, seed), size.rounds, seed, title="growth")
-        return [*_rows(LIMITS, rounds), *_rows(CHURN_LIMITS, [churn(full, size.minutes)])]
+        last = churn(full, size.minutes)
+    return [*_rows(LIMITS, rounds), *_rows(CHURN_LIMITS, [last])], rounds
 
 
 def _rows(limits: Sequence[Limit], rounds: Sequence[Round]) -> list[Row]:
@@ -170,7 +197,11 @@ def _arms(full: Side, small: Side, size: Size, seed: int) -> Arms:
             for part in range(_SLICES):
                 for name in rng.sample(sorted(sides), 2):
                     taken[f"{name}.{kind}"] += sides[name].answered(paths[name][kind][part::_SLICES])
-        return {name: size.requests / seconds for name, seconds in taken.items()}
+        return {
+            f"{name}.{kind}": len(asked) / taken[f"{name}.{kind}"]
+            for name in sides
+            for kind, asked in paths[name].items()
+        }
 
     return {
         "tasks": lambda: pair(lambda side: side.passed(size.noops)),

@@ -43,6 +43,14 @@ class Index:
         """Every id that is in some collection but the dead letters."""
         return {*self.queued, *self.retrying, *self.leased, *self.live}
 
+    @property
+    def tended(self) -> set[str]:
+        """Every id that is in a retry set or in a lease: its time will come, and something will be done.
+
+        Not so in a list: the id of a cancelled task may wait there for a worker that refuses it.
+        """
+        return {*self.retrying, *self.leased}
+
 
 @contextmanager
 def connected(url: str) -> Iterator[redis.Redis]:

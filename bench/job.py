@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.arrivals import times
 from bench.costs import Costs
-from bench.scenario import Bulk, Closed, Scenario
+from bench.scenario import Bulk, Closed, Locust, Scenario
 from bench.workload import Card
 
 NEVER: Final = 2**31
@@ -82,6 +82,7 @@ def _coming(scenario: Scenario, costs: Costs, repeat: int) -> array[float]:
     if isinstance(load, Bulk):
         ends = (min((i // load.size + 1) * load.size, load.tasks) for i in range(load.tasks))
         return array("d", (end * costs.bulk_us / 1e6 for end in ends))
-    if isinstance(load, Closed):
-        return array("d", ((i // load.senders + 1) * costs.request_ms / 1000 for i in range(load.tasks)))
+    if isinstance(load, Closed | Locust):
+        senders = load.senders if isinstance(load, Closed) else load.users
+        return array("d", ((i // senders + 1) * costs.request_ms / 1000 for i in range(load.tasks)))
     return times(load, scenario.seed + repeat)

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench import crowd, footprint, latency, occupancy, rates, record, startup
 from bench.aims import AIMS
 from bench.burst import Stalled
-from bench.company import Company
+from bench.company import Company, told
 from bench.rounds import FULL, QUICK, SETTINGS, Round, Size, Topic, arms_of, measured
 from bench.rows import MUST_MISSED, Limit, Row, markdown
 from bench.system import System, system
@@ -58,11 +57,10 @@ def main(args: argparse.Namespace) -> int:
     """0 if every row reaches what it must, 1 if one does not."""
     size = _size(args)
     limits = chosen(args.only, size.skips)
-    began = time.monotonic()
     with Company() as company:
         rows, rounds = measure(limits, size, args.seed)
-    found = result(rows, company, time.monotonic() - began) | {"rounds": rounds}
-    made = record.make(_command(args), found)
+    found = {"quick": args.quick, "only": args.only or [], "rows": [row.data() for row in rows]}
+    made = record.make(_command(args), found | company.data() | {"rounds": rounds})
     record.write(args.out, made)
     print(f"\n{markdown(rows)}\n\n{told(made)}")
     return verdict(rows)
@@ -126,32 +124,6 @@ def _rounds(me: System, topic: str, limits: Sequence[Limit], size: Size, seed: i
     except (Stalled, StartError) as error:
         print(f"{topic}: {error}", file=sys.stderr)
         return []
-
-
-def result(rows: Sequence[Row], company: Company, seconds: float) -> dict[str, Any]:
-    """What the record keeps."""
-    return {
-        "rows": [row.data() for row in rows],
-        "seconds": round(seconds),
-        "busy_percent": round(company.busy_percent, 1),
-        "steal_percent": round(company.steal_percent, 1),
-        "disturbed": company.disturbed,
-    }
-
-
-def table(made: Mapping[str, Any]) -> str:
-    """The table of a record."""
-    return markdown([Row.read(row) for row in made["result"]["rows"]])
-
-
-def told(made: dict[str, Any]) -> str:
-    """Where the rows of a record come from, and what else the machine did meanwhile."""
-    found = made["result"]
-    disturbed = " **The machine was disturbed.**" if found["disturbed"] else ""
-    return (
-        f"{record.told(made)}. It took {found['seconds']} s; other work used {found['busy_percent']:g} % of"
-        f" the cores meanwhile, and the host withheld {found['steal_percent']:g} %.{disturbed}"
-    )
 
 
 def verdict(rows: Sequence[Row]) -> int:

@@ -7,6 +7,8 @@
     kill     tasks of 200 ms; when 30 % are done, the busiest third of the workers is killed with `kill -9`
 
 For the kill each peer is told to acknowledge late, and to take a worker for dead after 5 s, where it can be.
+
+A peer that was asked for and could not be measured, but has a bound that must be reached, is a bound missed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import record
+from bench.company import Company, told
 from bench.known_peers import PEERS
 from bench.lineup import FULL, QUICK, Effort, Entries, gathered, present
 from bench.rounds import Round, measured
@@ -24,6 +27,7 @@ from bench.rows import MUST_MISSED
 from bench.standings import Standings
 
 WORKS: Final = ("burst", "pace", "kill")
+OUT: Final = record.RESULTS / "peers.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=FULL.rounds, help="rounds of burst and pace (5)")
     parser.add_argument("--quick", action="store_true", help="one small round, and one setup of each peer")
     parser.add_argument("--seed", type=int, default=1, help="draws the order within each round (1)")
-    parser.add_argument("--out", type=Path, help="write a record here")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if we are as much faster as we must be, 1 if not; always 0 with --quick, which judges nothing."""
     effort = QUICK if args.quick else replace(FULL, tasks=args.tasks, rounds=args.rounds)
-    found = _found(args, effort)
+    with Company() as company:
+        found = _found(args, effort)
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     print(f"\n{effort.tasks:,} noops, {effort.rounds} rounds in turns; {versions}\n\n{found.text()}")
-    if args.out is not None:
-        named = [
-            f"--{option} {value}" for option in ("only", "work") for value in getattr(args, option) or ()
-        ]
-        much = ["--quick"] if args.quick else [f"--tasks {effort.tasks} --rounds {effort.rounds}"]
-        record.write(args.out, record.make(["bench peers", *named, *much], found.data()))
+    named = [f"--{option} {value}" for option in ("only", "work") for value in getattr(args, option) or ()]
+    much = ["--quick"] if args.quick else [f"--tasks {effort.tasks} --rounds {effort.rounds}"]
+    result = {"quick": args.quick} | found.data() | company.data()
+    made = record.make(["bench peers", *named, *much, f"--seed {args.seed}"], result)
+    record.write(args.out, made)
+    print(f"\n{told(made)}")
     return int(not args.quick and any(row.verdict == MUST_MISSED for row in found.rows))
 
 

@@ -55,6 +55,7 @@ class LoadResult:
         skipped: Bodies of an open loop that were not sent at all, as they were overdue too long.
         seconds: How long it took so far.
         gave_up: Why the load ended early; None if it did not.
+        statistics: What another generator tells of itself, as JSON has it: see `swarm.py`.
     """
 
     asked: int
@@ -68,6 +69,7 @@ class LoadResult:
     skipped: int = 0
     seconds: float = 0.0
     gave_up: str | None = None
+    statistics: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
@@ -107,10 +109,12 @@ def write_ledger(result: LoadResult, path: Path) -> None:
             rows.writerow(Receipt._fields)
             rows.writerows(_rounded(receipt) for receipt in result.receipts)
         else:
-            file.writelines(
-                json.dumps(_rounded(receipt)._asdict()) + "\n"  # one object a line, names as in Receipt
-                for receipt in result.receipts
-            )
+            file.writelines(map(line_of, result.receipts))
+
+
+def line_of(receipt: Receipt) -> str:
+    """A receipt as a line of a ledger that is no CSV: an object whose names are those of Receipt."""
+    return json.dumps(_rounded(receipt)._asdict()) + "\n"
 
 
 def read_ledger(path: Path) -> Iterator[Receipt]:
@@ -124,13 +128,26 @@ def read_ledger(path: Path) -> Iterator[Receipt]:
         rows: Iterable[Any] = csv.DictReader(file) if in_csv else file
         for number, row in enumerate(rows, 2 if in_csv else 1):
             try:
-                receipt = _receipt(row if in_csv else json.loads(row))
+                receipt = receipt_of(row if in_csv else json.loads(row))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not a receipt ({error!r})") from None
             yield receipt
 
 
-def _receipt(row: Mapping[str, Any]) -> Receipt:
+def promised(receipts: Iterable[Receipt]) -> tuple[list[str], dict[str, set[str]]]:
+    """The ids that a client was given, that of a key once, and for each key every id that it was given."""
+    ids: list[str] = []
+    keys: dict[str, set[str]] = {}
+    for receipt in receipts:
+        known = keys.setdefault(receipt.key, set()) if receipt.key else set()
+        if receipt.id not in known:
+            ids.append(receipt.id)
+        known.add(receipt.id)
+    return ids, keys
+
+
+def receipt_of(row: Mapping[str, Any]) -> Receipt:
+    """The receipt in a row of a ledger. Raises ValueError, KeyError, TypeError if it is none."""
     intended, sent, answered = (float(row[name]) for name in ("intended", "sent", "answered"))
     replay = row["replay"] in {True, "True"}
     key = row.get("key", "")  # a ledger may be older than this column

@@ -47,7 +47,13 @@ SLOTS: Final = {"WORKER_POOL": "12"}
 
 # A worker is killed.
 
-_WORKS: Final[list[Body]] = [{"type": "work", "payload": {"ms": 800}}] * 24
+_WORK_S: Final = 0.8
+_WORKS: Final[list[Body]] = [{"type": "work", "payload": {"ms": round(_WORK_S * 1000)}}] * 24
+_ALONE: Final = 4
+"""How many suspects a worker runs at a time; one worker may have taken up all of them."""
+_STARTED_S: Final = 3.0
+"""What the processes that they run in may take to start, all at once on two cores."""
+ENDED_S: Final = CLAIMED_S + len(_WORKS) / _ALONE * _WORK_S + _STARTED_S
 _HELD: Final = """
 SELECT count(*) FROM tasks WHERE status = 'running' AND split_part(worker, ':', 2)::integer = %(pid)s
 """
@@ -79,6 +85,8 @@ def crashes(arena: Arena, rounds: int) -> list[Figure]:
             "... until the last of them, as a suspect run alone, has ended",
             "s",
             tuple(max(ended) for _, ended in found),
+            "≤",
+            ENDED_S,
         ),
     ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import psycopg
+
+from bench.stats import spread
 
 COLUMNS: Final = (
     "Burst",
@@ -92,18 +94,24 @@ class Snapshot:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of COLUMNS."""
-        return (
-            f"{self.tasks / 1000:g}k" if self.tasks >= 1000 else str(self.tasks),
-            f"{self.workers} × {self.slots}",
-            f"~{self.in_flight:.0f}",
-            seconds(self.drain_s) if self.drain_s < 10 else f"{self.drain_s:.0f} s",
-            f"{self.throughput:,.0f}/s",
-            "-" if self.p95_run_s is None else seconds(self.p95_run_s),
-            seconds(self.p95_wait_s),
-            f"{self.fail_percent:.1f}%",
-            f"{self.retries:,}",
-            f"{self.reaped:,}",
-        )
+        return repeated([self])
+
+
+def repeated(rows: Sequence[Snapshot]) -> tuple[str, ...]:
+    """The rows of one burst's repeats as one: of each figure the median, and the range if it has one."""
+    first = rows[0]
+    cells = [
+        f"{first.tasks / 1000:g}k" if first.tasks >= 1000 else str(first.tasks),
+        f"{first.workers} × {first.slots}",
+    ]
+    for of, words in _FIGURES:
+        values = [value for value in map(of, rows) if value is not None]
+        if not values:
+            cells.append("-")
+            continue
+        middle, low, high = map(words, spread(values))
+        cells.append(middle if low == high else f"{middle} ({low.strip('~')} to {high.strip('~')})")
+    return tuple(cells)
 
 
 def seconds(value: float) -> str:
@@ -111,6 +119,19 @@ def seconds(value: float) -> str:
     if value < 0.0009995:
         return f"{value * 1e6:.0f} µs"
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
+
+
+_FIGURES: Final[Sequence[tuple[Callable[[Snapshot], float | None], Callable[[float], str]]]] = (
+    (lambda row: row.in_flight, lambda value: f"~{value:.0f}"),
+    (lambda row: row.drain_s, lambda value: seconds(value) if value < 10 else f"{value:.0f} s"),
+    (lambda row: row.throughput, lambda value: f"{value:,.0f}/s"),
+    (lambda row: row.p95_run_s, seconds),
+    (lambda row: row.p95_wait_s, seconds),
+    (lambda row: row.fail_percent, lambda value: f"{value:.1f}%"),
+    (lambda row: row.retries, lambda value: f"{value:,.0f}"),
+    (lambda row: row.reaped, lambda value: f"{value:,.0f}"),
+)
+"""The columns after the first two: their values, and how they are written."""
 
 
 def snapshot(postgres_url: str, ids: Sequence[str], *, workers: int, slots: int) -> Snapshot:
@@ -128,9 +149,9 @@ def snapshot(postgres_url: str, ids: Sequence[str], *, workers: int, slots: int)
     return Snapshot(tasks, workers, slots, ended, drain, held / drain, run, wait, dead, retries, reaped)
 
 
-def markdown(rows: Sequence[Snapshot]) -> str:
-    """The table, aligned, as Markdown that a terminal shows well, too."""
-    cells = [COLUMNS, *(row.cells() for row in rows)]
+def markdown(rows: Sequence[Snapshot | Sequence[Snapshot]]) -> str:
+    """The table, aligned, as Markdown that a terminal shows well, too; repeats of a burst are one row."""
+    cells = [COLUMNS, *(repeated([row] if isinstance(row, Snapshot) else row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([lines[0], "| " + " | ".join("-" * w for w in widths) + " |", *lines[1:]])

@@ -114,6 +114,7 @@ def _section(told: Document, found: Record) -> None:
     told.table(repeats.HEADERS, repeats.table(found.runs))
     told.text(f"Limited by {', '.join(sorted({run['limited_by'] for run in found.runs}))}.")
     _counts(told, found)
+    _locust(told, found)
     _plots(told, found.planned, _chosen(found.runs))
     _environment(told, found)
 
@@ -137,6 +138,25 @@ def _counts(told: Document, found: Record) -> None:
             bad = [check["name"] for check in checks if check["offenders"]]
             words = f"FAILED: {', '.join(bad)}" if bad else f"passed, {len(checks)} checks"
             told.text(f"Block {run['block']}: audit {words}.", against=bool(bad))
+
+
+def _locust(told: Document, found: Record) -> None:
+    """What Locust tells of its own requests, where it was the one who sent."""
+    rows = [
+        (
+            f"block {run['block']}",
+            f"{row['method']} {row['name']}",
+            f"{row['requests']:,}",
+            f"{row['failures']:,}",
+            *(seconds(row[name]) for name in ("mean_s", "p50_s", "p95_s", "p99_s", "max_s")),
+        )
+        for run in found.runs
+        for row in (run["load"] or {}).get("locust", ())
+    ]
+    if rows:
+        told.heading("Locust's statistics", 3)
+        told.text("POST is a request and its answer; E2E a sample of tasks, from acceptance to success.")
+        told.table(("", "Row", "Requests", "Failures", "Mean", "p50", "p95", "p99", "Longest"), rows)
 
 
 def _chosen(runs: Sequence[repeats.Run]) -> repeats.Run:

@@ -140,11 +140,21 @@ class Row:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, aligned, as Markdown that a terminal shows well, too."""
-    cells = [HEADERS, *(row.cells() for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADERS))]
-    cells.insert(1, tuple("-" * width for width in widths))
+    return aligned(HEADERS, [row.cells() for row in rows])
+
+
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    cells = [heads, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    cells.insert(1, ["-" * width for width in widths])
     lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def table(made: Mapping[str, Any]) -> str:
+    """The table of a record that keeps its rows."""
+    return markdown([Row.read(row) for row in made["result"]["rows"]])
 
 
 def _spread(values: Sequence[float], unit: str) -> str:

@@ -13,6 +13,7 @@
     tasks = 10000                   # kind = "open"    rate, seconds, spacing = "even" or "random"
                                     # kind = "shape"   steps = [[seconds, rate], ...]
                                     # kind = "closed"  tasks, senders
+                                    # kind = "locust"  tasks, users, processes: closed, by Locust
                                     # kind = "replay"  trace = "file", speed = 10: see bench/tape.py; no mix
 
     [fleet]
@@ -112,6 +113,25 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Locust:
+    """The same by Locust, a tool that people know: `users` in so many processes. It uses more of the CPU.
+
+    So many tasks are `followed` to their end, so that Locust's statistics have end-to-end latencies, too.
+    """
+
+    tasks: int
+    users: int = 16
+    processes: int = 1
+    followed: int = 200
+
+    def __post_init__(self) -> None:
+        _within("tasks", self.tasks, 1, MOST_TASKS)
+        _within("processes", self.processes, 1, 64)
+        _within("users", self.users, self.processes, 1000)
+        _within("followed", self.followed, 0, MOST_TASKS)
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """`rate` tasks a second for `seconds`, whatever the system does.
 
@@ -152,9 +172,9 @@ class Shape:
         return round(sum(seconds * rate for seconds, rate in self.steps))
 
 
-Load = Bulk | Closed | Open | Shape | Replay
+Load = Bulk | Closed | Locust | Open | Shape | Replay
 LOADS: Final[dict[str, type[Load]]] = {
-    kind.__name__.lower(): kind for kind in (Bulk, Open, Shape, Closed, Replay)
+    kind.__name__.lower(): kind for kind in (Bulk, Open, Shape, Closed, Locust, Replay)
 }
 
 

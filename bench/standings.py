@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from bench import ours
 from bench.contest import RATE, TASK_MS
 from bench.known_peers import PEERS
-from bench.lineup import Entries
+from bench.lineup import Entries, Entry
 from bench.rounds import Round
 from bench.rows import Limit, Row, markdown
 from bench.stats import spread
@@ -58,11 +58,28 @@ class Standings:
     deaths: Sequence[Round]
     patience_s: float
 
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        """From what `data` made; the arms measure nothing any more."""
+        entries: dict[str, Entries] = {"burst": {}, "pace": {}, "kill": {}}
+        for name, arm in data["arms"].items():
+            entries[arm["work"]][name] = Entry(arm["of"], arm["setup"], arm["durability"], dict)
+        return cls(
+            versions=data["versions"],
+            absent=data["absent"],
+            bursts=entries["burst"],
+            paces=entries["pace"],
+            kills=entries["kill"],
+            rounds=data["rounds"],
+            deaths=data["kills"],
+            patience_s=data["patience_s"],
+        )
+
     @property
     def rows(self) -> list[Row]:
-        """The judgement of the bursts."""
+        """The judgement of the bursts. A peer that has a bound and failed keeps none."""
         peer_of = {name: entry.name for name, entry in self.bursts.items()}
-        return judged(self.rounds, peer_of) if self.bursts else []
+        return judged(self.rounds, peer_of, self.absent) if self.bursts else []
 
     @property
     def caveats(self) -> list[str]:
@@ -89,12 +106,14 @@ class Standings:
 
     def data(self) -> dict[str, Any]:
         """The same as JSON."""
-        entries = self.bursts | self.paces | self.kills
+        works = {"burst": self.bursts, "pace": self.paces, "kill": self.kills}
         return {
             "versions": dict(self.versions),
             "absent": dict(self.absent),
             "arms": {
-                name: {"setup": entry.told, "durability": entry.kept} for name, entry in entries.items()
+                name: {"work": work, "of": entry.name, "setup": entry.told, "durability": entry.kept}
+                for work, entries in works.items()
+                for name, entry in entries.items()
             },
             "rounds": list(self.rounds),
             "kills": list(self.deaths),
@@ -104,20 +123,25 @@ class Standings:
         }
 
 
-def judged(rounds: Sequence[Round], peer_of: Mapping[str, str]) -> list[Row]:
+def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collection[str] = ()) -> list[Row]:
     """Ours against each peer at its best, and each peer at its best against pgbench.
 
     Args:
         rounds: `ours.rate`, `pgbench.rate` and the rates of the setups.
         peer_of: The peer of each setup.
+        absent: Peers that were asked for and could not be measured.
     """
     rows = []
     for peer in PEERS:
         setups = [setup for setup in peer_of if peer_of[setup] == peer.name]
+        must, aim = BOUNDS.get(peer.name, (None, None))
         if not setups:
+            if peer.name in absent and must is not None:
+                what = f"noops drained, against {peer.title}, which was not measured"
+                limit = Limit(peer.name, "peers", what, "/s", f"{ours.NAME}.rate", peer.name, must, aim)
+                rows.append(Row.missing(limit))
             continue
         best = best_of(rounds, setups)
-        must, aim = BOUNDS.get(peer.name, (None, None))
         itself = f"{best} against pgbench; {peer.before:.2f} when first measured"
         limits = (
             Limit(

@@ -42,8 +42,9 @@ def arms(me: System, size: Size) -> Iterator[Arms]:
 
 
 def _help() -> dict[str, float]:
+    env = settings_of(os.environ, {})
     began = time.monotonic()
-    subprocess.run([*_SCHEDULER, "worker", "--help"], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([*_SCHEDULER, "worker", "--help"], env=env, stdout=subprocess.DEVNULL, check=True)
     return {"s": time.monotonic() - began}
 
 

@@ -107,6 +107,17 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
+def coverage(n: int) -> float:
+    """How surely the range of n values holds the median of whatever they were drawn from.
+
+    It misses only if all of them are on one side of it, so nothing is assumed of their distribution.
+
+    >>> [round(coverage(n), 3) for n in (1, 2, 5, 6)]
+    [0.0, 0.5, 0.938, 0.969]
+    """
+    return 1 - 2.0 ** (1 - n)
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` of 100 values do not exceed; nan if there are none."""
     ranked = sorted(values)

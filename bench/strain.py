@@ -72,7 +72,7 @@ def storms(me: System, rounds: int, n: int) -> list[Figure]:
     It may reach the work that a worker leases ahead, however short the wait on an idle system is.
     """
     me.start_fleet(2)
-    _critical_s(me, 1)
+    critical_s(me, 1)
     found = [_storm(me, n) for _ in range(rounds)]
     busiest = _busiest(me, n)
     me.stop_fleet()
@@ -100,9 +100,9 @@ def storms(me: System, rounds: int, n: int) -> list[Figure]:
 
 def _storm(me: System, n: int) -> tuple[float, float, int, int]:
     """p95 of critical waits before and amid a storm, in seconds; starts and dead letters."""
-    idle_s = _critical_s(me, _IDLE_S)
+    idle_s = critical_s(me, _IDLE_S)
     burst = send(me, deck(_FAILS, n), _silent)
-    stormy_s = _critical_s(me, _STORM_S)
+    stormy_s = critical_s(me, _STORM_S)
     _drained(me)
     return idle_s, stormy_s, int(str(me.query(_STARTS, {"ids": burst.ids})[0][0])), _letters(me, burst)
 
@@ -119,7 +119,7 @@ def _letters(me: System, burst: Burst) -> int:
         return there()
 
 
-def _critical_s(me: System, seconds: int) -> float:
+def critical_s(me: System, seconds: int) -> float:
     """How long critical tasks wait, 50 of them a second: the median of the p95 of each second."""
     bodies = [_CRITICAL] * (_CRITICAL_RATE * seconds)
     sent = load.run(load.open_loop(bodies, host=me.host, rate=_CRITICAL_RATE))
@@ -146,9 +146,11 @@ _SLOTS: Final = 4
 _WORKERS: Final = 2
 _RUN_MS: Final = 50
 _CAPACITY: Final = _WORKERS * _SLOTS * 1000 / _RUN_MS
-_OVERLOAD: Final = 1.5
-_LOW_EVERY: Final = 15
-"""Every 15th task is low: a tenth of the capacity, less than the ninth that `low` gets beside `critical`."""
+_OVERLOAD: Final = 1.6
+"""All that comes, by the capacity."""
+_LOW_EVERY: Final = 16
+"""Every 16th task is low: a tenth of the capacity, less than the ninth that `low` gets beside `critical`.
+The critical ones come at 1.5 times the capacity."""
 _SLACK_S: Final = 0.5
 _WARM: Final = 0.2
 _CLAIMS: Final = """
@@ -177,7 +179,8 @@ def saturation(me: System, seconds: float) -> list[Figure]:
     found = [(str(p), float(str(c)), float(str(t))) for p, c, t in me.query(_CLAIMS, {"ids": ids, "at": at})]
     share, waits, late = shares(found, over_s)
     amiss = sum(check.offenders for check in audit(me.postgres_url, me.redis_url, ids).checks)
-    what = f"Critical tasks at {_OVERLOAD - 0.1:g} × capacity for {seconds:g} s, low ones at 0.1 ×"
+    low = _OVERLOAD / _LOW_EVERY
+    what = f"Critical tasks at {_OVERLOAD - low:g} × capacity for {seconds:g} s, low ones at {low:g} ×"
     return [
         Figure("saturation.share", f"{what}: share of low in the claims", "%", (share,), "≥", SHARE),
         Figure("saturation.wait", "... the longest wait of a low task", "s", (max(waits),)),

@@ -141,8 +141,12 @@ class System:
     def stop_fleet(self) -> None:
         """Stop all workers in good order."""
         self.note()
-        while self.fleet:
-            self.stack.end(self.fleet.pop().child)
+        self.shrink(0)
+
+    def shrink(self, workers: int) -> None:
+        """Stop workers in good order until so many are left, the oldest first."""
+        while len(self.fleet) > workers:
+            self.stack.end(self.fleet.pop(0).child)
 
     @contextmanager
     def with_fleet(self, workers: int, *, env: Mapping[str, str] | None = None) -> Iterator[list[Member]]:
@@ -191,8 +195,12 @@ def redis_url_of(settings: Settings) -> str:
 
 
 def settings_of(env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a run: ours without stray settings, so that a run depends on its own alone."""
-    stray = {declared.name for declared in VARS.values()} - _KEPT
+    """The environment of a run: ours without stray settings, so that a run depends on its own alone.
+
+    Nor does a run forbid bytecode: every process would compile all that it imports, which takes a second and
+    some 20 MiB that it keeps.
+    """
+    stray = {declared.name for declared in VARS.values()} - _KEPT | {"PYTHONDONTWRITEBYTECODE"}
     return {k: v for k, v in env.items() if k not in stray} | dict(own)
 
 

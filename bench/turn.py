@@ -286,4 +286,5 @@ def _client(receipts: LoadResult) -> dict[str, Any]:
         "lag_s": receipts.lag_s,
         "latency_s": {f"p{percent}": receipts.latency_s(percent) for percent in _PERCENTS},
         "statuses": {str(status): n for status, n in sorted(receipts.statuses.items())},
+        "locust": receipts.statistics,
     }

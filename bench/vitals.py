@@ -13,7 +13,7 @@ from scheduler.errors import StartError
 
 _PROC: Final = Path("/proc")
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
-_PPID, _UTIME, _STIME, _CUTIME, _CSTIME = 1, 11, 12, 13, 14
+_STATE, _PPID, _UTIME, _STIME, _CUTIME, _CSTIME = 0, 1, 11, 12, 13, 14
 """Fields of /proc/PID/stat behind the command's name."""
 
 
@@ -50,8 +50,8 @@ def vitals(pid: int) -> Vitals:
 
 
 def below(*pids: int) -> list[int]:
-    """Every process that one of `pids` has started, and what those have started."""
-    return _below(pids, _stats())
+    """Every living process that one of `pids` has started, and what those have started."""
+    return _below(pids, {pid: fields for pid, fields in _stats().items() if fields[_STATE] != "Z"})
 
 
 def cpu_s(pids: Collection[int]) -> float:

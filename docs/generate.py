@@ -19,16 +19,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench import cli as bench_cli
-from bench import limits as bench_limits
+from bench import company, record
+from bench import cost as bench_cost
+from bench import growth as bench_growth
 from bench import power as bench_power
 from bench import validation as bench_validation
 from bench.proof import COMMANDS, Proofs
-from bench.record import read, told
+from bench.record import read
+from bench.rows import table as rows_of
+from bench.standings import Standings
 from scheduler import cli
 from scheduler.config import VARS
 from scheduler.metrics import Metrics
@@ -58,11 +62,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     },
     "bench": {
         "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
-        "Acting": "system stand proxy arena faults schedule http hammer delivery load burst parking traffic"
-        " trial amnesia recovery strain filling side churn",
-        "Observing": "scrape meter vitals fingerprint sampling promql receipts ledger journal index watch"
-        " checks audit drift agreement leaks observation validity capture findings alarms",
-        "Telling": "record figure proof report plots document progress timelines sweeps live",
+        "Acting": "system stand proxy arena faults schedule http hammer delivery load swarm burst parking"
+        " traffic trial amnesia recovery strain filling side churn",
+        "Observing": "scrape meter steps vitals fingerprint sampling promql receipts ledger journal index"
+        " watch checks audit drift agreement leaks observation validity capture findings alarms",
+        "Telling": "record figure proof report laws bursts plots document progress timelines sweeps"
+        " live steered panel",
         "Predicting": "theory costs job history summary repeats measured agenda worker twin outlook cells"
         " validation evidence advice sizing planner",
         "Measuring": "stats power turn rows aims rounds company noop_api yardsticks rates latency occupancy"
@@ -251,13 +256,25 @@ def measured(proofs: Proofs, record: str) -> str:
     return proofs.source(record) if rows is None else f"{proofs.source(record)}\n\n{table(*rows)}"
 
 
-def limits() -> str:
-    """The table of the last `bench limits` that was recorded, and what made it."""
-    path = RECORDS / "limits.json"
-    if not path.exists():
-        return "not measured yet"
-    made = read(path)
-    return f"{bench_limits.table(made)}\n\n{bench_limits.told(made)}"
+def recorded(name: str, command: str, tell: Callable[[dict[str, Any]], str]) -> str:
+    """What is told of a record, and what made it; of a small run, or of a part of one, nothing is told."""
+    path = RECORDS / f"{name}.json"
+    made = read(path) if path.exists() else None
+    if made is None or made["result"].get("quick") or made["result"].get("only"):
+        return f"Not measured yet: run `{command} --out docs/records/{name}.json`."
+    return f"{tell(made)}\n\n{company.told(made)}"
+
+
+def growth(made: dict[str, Any]) -> str:
+    """What was compared, and the rows."""
+    return f"{bench_growth.sizes(made)}\n\n{rows_of(made)}"
+
+
+def peers(made: dict[str, Any]) -> str:
+    """Who took part, and the tables."""
+    standings = Standings.read(made["result"])
+    versions = ", ".join(f"{name} {version}" for name, version in standings.versions.items())
+    return f"{versions}.\n\n{standings.text()}"
 
 
 def power() -> str:
@@ -268,7 +285,7 @@ def power() -> str:
     made = read(path)
     result = made["result"]
     origin = f"Comparisons of {result['blocks']} blocks, resampled {result['trials']} times from those of"
-    return f"{table(*bench_power.table(result))}\n\n{origin} {told(result['from'])}."
+    return f"{table(*bench_power.table(result))}\n\n{origin} {record.told(result['from'])}."
 
 
 def validation() -> str:
@@ -282,14 +299,22 @@ def validation() -> str:
     tables = [table(bench_validation.HEADERS, [trial.cells() for trial in trials])]
     tables += [table(bench_validation.PRIORITY_HEADERS, by_priority)] if by_priority else []
     verdict = "passed" if made["result"]["passed"] else "FAILED"
-    return "\n\n".join([*tables, f"It {verdict}: {told(made)}."])
+    return "\n\n".join([*tables, f"It {verdict}: {record.told(made)}."])
 
 
-FIGURES: Final[dict[str, Callable[[], str]]] = {"limits.json": limits}
+FIGURES: Final[dict[str, Callable[[], str]]] = {
+    "limits.json": partial(recorded, "limits", "bench limits --tasks 1000000", rows_of),
+    "growth.json": partial(recorded, "growth", "bench growth", growth),
+    "cost.json": partial(recorded, "cost", "bench cost --steps", bench_cost.tables),
+}
 """The parts of docs/performance.md, each by the record that it is made from."""
 
-EXPERIMENTS: Final[dict[str, Callable[[], str]]] = {"aa.json": power, "validation.json": validation}
-"""The same of docs/benchmarks.md."""
+EXPERIMENTS: Final[dict[str, Callable[[], str]]] = {
+    "peers.json": partial(recorded, "peers", "bench peers", peers),
+    "aa.json": power,
+    "validation.json": validation,
+}
+"""The parts of docs/benchmarks.md, likewise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ Locust's statistics:
     E2E   from a task's acceptance to its success, by the server's clock: a sample (see endtoend.py)
 
 The row Aggregated adds them all up and means nothing here; the rate of sending is printed at the end.
+With --ledger FILE there is also a receipt for each accepted task, which `bench audit FILE` takes.
 Options have one spelling of their own and that of the `load` command (`-n`, `-w`, `-pct-flaky`). One trap:
 Locust first looks for `-f` alone and takes `-flaky-attempts` for it, so beside that spelling `-f` comes last:
 
@@ -20,15 +21,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
-from dealing import Dealer, Master
+from dealing import Accepted, Dealer, Master
 from endtoend import fire
+from lifeline import hold
 from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from bench.workload import Deck, Mix, deck
 
@@ -75,6 +78,9 @@ def scenario(
         group.add_argument("--e2e-sample", type=int, default=200, help="Tasks followed for E2E; 0: none")
         group.add_argument("--e2e-rate", type=float, default=50, help="Most look-ups a second for E2E")
         group.add_argument("--e2e-wait", type=float, default=10, help="Seconds to wait for E2E at the end")
+        group.add_argument("--ledger", "-ledger", default="", help="Write a receipt for each accepted task")
+        group.add_argument("--totals", default="", help="Write what is printed at the end as JSON")
+        group.add_argument("--lifeline", type=int, default=-1, help="End when this open pipe is closed")
         if options is not None:
             options(parser)
 
@@ -83,7 +89,13 @@ def scenario(
         if (wrong := problem(environment.parsed_options)) is not None:
             sys.stderr.write(f"locust: error: {wrong}\n")
             sys.exit(2)
-        environment.dealer = Dealer(environment, make_deck, endless=endless)
+        options = environment.parsed_options
+        hold(options.lifeline)
+        if options.ledger and not isinstance(environment.runner, WorkerRunner):
+            Path(options.ledger).write_bytes(b"")  # workers add to it
+        # Files are named on the command line alone: the form of the web UI can set any option later.
+        ledger, totals = (Path(name) if name else None for name in (options.ledger, options.totals))
+        environment.dealer = Dealer(environment, make_deck, endless=endless, ledger=ledger, totals=totals)
         if isinstance(environment.runner, MasterRunner):
             Master(environment, endless=endless)
 
@@ -99,6 +111,7 @@ def add_mix_options(group: Any, *, pct_sleep: float, sleep_ms: int) -> None:
         ("flaky-attempts", int, 2, "How often a flaky task fails first"),
         ("max-retries", int, 3, "Retries of each task"),
         ("seed", int, 1, "Decides the order of the tasks"),
+        ("priorities", str, "1,1,1,1", "Shares of critical, high, default and low"),
     ):
         group.add_argument(f"--{name}", f"-{name}", type=kind, default=default, help=text)
 
@@ -113,16 +126,30 @@ def make_deck(options: Any) -> Deck:
         sleep_ms=options.sleep_ms,
         flaky_attempts=options.flaky_attempts,
         max_retries=options.max_retries,
+        priorities=shares(options.priorities),
     )
     return deck(mix, options.total, options.seed)
+
+
+def shares(text: str) -> tuple[float, float, float, float]:
+    """Four shares, parted by commas. Raises ValueError."""
+    try:
+        critical, high, default, low = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--priorities is {text!r}; it must be four numbers, parted by commas") from None
+    return critical, high, default, low
 
 
 def problem(options: Any) -> str | None:
     """What is wrong with the options, in one line; None if nothing is."""
     try:
         make_deck(options)
+        if options.ledger:
+            Path(options.ledger).open("ab").close()  # found out now, not with the first receipt
     except ValueError as error:
         return str(error)
+    except OSError as error:
+        return f"the ledger {options.ledger} cannot be written: {error.strerror}"
     if min(options.task_rate, options.e2e_sample, options.e2e_rate, options.e2e_wait) < 0:
         return "--task-rate, --e2e-sample, --e2e-rate and --e2e-wait must be 0 or more"
     return None
@@ -142,31 +169,43 @@ class TaskUser(FastHttpUser):
             return
         if dealt.due is not None and (ahead := dealt.due - time.monotonic()) > 0:
             gevent.sleep(ahead)
-        task_id = self.send({**dealt.body, "idempotency_key": dealt.key})
+        accepted = self.send({**dealt.body, "idempotency_key": dealt.key})
         if dealt.due is not None:
             fire(self.environment, "DUE", TASKS, time.monotonic() - dealt.due)
-        dealer.decided(dealt, task_id, self.kind(dealt.body))
+        dealer.decided(dealt, accepted, self.kind(dealt.body))
 
-    def send(self, body: dict[str, Any]) -> str | None:
-        """What to do with a dealt body: the accepted task's id, or None if it was refused for good."""
+    def send(self, body: dict[str, Any]) -> Accepted | None:
+        """What to do with a dealt body: what was accepted, or None if it was refused for good."""
         return self.enqueue(body)
 
     def kind(self, body: dict[str, Any]) -> str:
         """Which row of E2E the task counts in."""
         return body["type"]
 
-    def enqueue(self, body: dict[str, Any], name: str = TASKS) -> str | None:
+    def enqueue(self, body: dict[str, Any], name: str = TASKS) -> Accepted | None:
         """Send until it is accepted or refused for good, as `send`. Each request counts in the row `name`."""
         pause_s = 0.1
         while True:
+            sent = time.monotonic()
             with self.client.post(TASKS, json=body, name=name, catch_response=True) as response:
                 if response.status_code in {200, 201}:
-                    return response.json()["id"]
-                if response.status_code not in TRY_AGAIN:
+                    if (task_id := id_in(response)) is not None:
+                        replay = response.headers.get("Idempotent-Replayed") == "true"
+                        return Accepted(task_id, sent, time.monotonic(), replay)
+                    response.failure("the answer broke off")
+                elif response.status_code not in TRY_AGAIN:
                     return None
                 wait_s = retry_after(response, pause_s)
             gevent.sleep(wait_s)
             pause_s = min(pause_s * 2, 1.0)
+
+
+def id_in(response: Any) -> str | None:
+    """The id of the task that an answer shows; None if the answer is not whole."""
+    try:
+        return response.json()["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def retry_after(response: Any, otherwise_s: float) -> float:

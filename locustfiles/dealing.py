@@ -7,25 +7,30 @@ the master, and once all have, the master ends the run: headless it quits, under
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from math import ceil
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import gevent
 from endtoend import EndToEnd
 from locust.env import Environment
 from locust.runners import STATE_SPAWNING, MasterRunner, WorkerRunner
 
+from bench.receipts import Receipt, line_of
 from bench.workload import Body, Deck
 
 log = logging.getLogger("scenario")
 
 
 Report = dict[str, float]
-"""What one process did: seconds from the run's start to its last answer, and counts of tasks."""
+"""What one process did: when it began (a reading of time.monotonic), seconds from then to its last answer,
+and counts: of tasks, and of answers by their status, as `status 201`; 0 is no answer."""
 
 
 class Seat(NamedTuple):
@@ -37,26 +42,49 @@ class Seat(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """One body on its way, with its idempotency key.
+    """One body on its way, with its place in the deck and its idempotency key.
 
-    `due`: when it is to be sent, in a run at a rate; a reading of time.monotonic. `followed`: its task
-    belongs to the sample of end-to-end latencies.
+    `taken`: when a user took it up; `due`: when it is to be sent, in a run at a rate. Both are readings of
+    time.monotonic. `followed`: its task belongs to the sample of end-to-end latencies.
     """
 
     body: Body
+    place: int
     key: str
+    taken: float
     due: float | None
     followed: bool
+
+
+class Accepted(NamedTuple):
+    """An accepted task: when the request was sent and answered that it was accepted with.
+
+    `replay`: an earlier request had been accepted already.
+    """
+
+    id: str
+    sent: float
+    answered: float
+    replay: bool = False
 
 
 class Dealer:
     """What this process deals to its users, and how it ends; there is one in each process.
 
     `make_deck` builds the deck from the options when a run starts. An `endless` dealer begins again at the
-    deck's end, with new keys, and leaves the end of the run to a shape or to --run-time.
+    deck's end, with new keys, and leaves the end of the run to a shape or to --run-time. A receipt for each
+    accepted task is added to the file `ledger`, and what came of a whole run is written to `totals`.
     """
 
-    def __init__(self, environment: Environment, make_deck: Callable[[Any], Deck], *, endless: bool) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        make_deck: Callable[[Any], Deck],
+        *,
+        endless: bool,
+        ledger: Path | None = None,
+        totals: Path | None = None,
+    ) -> None:
         self.environment = environment
         self.end_to_end = EndToEnd(environment)
         self._make_deck = make_deck
@@ -66,6 +94,11 @@ class Dealer:
         self._next = self._step = self._under_way = self._accepted = self._refused = 0
         self._rate = self._began = self._decided = 0.0
         self._stride = 1
+        self._statuses: Counter[str] = Counter()
+        self._ledger = ledger
+        self._receipts: IO[str] | None = None
+        self.totals = totals
+        environment.events.request.add_listener(self._on_request)
         environment.events.test_start.add_listener(self._on_test_start)
         environment.events.test_stop.add_listener(self._on_test_stop)
         runner = environment.runner
@@ -83,17 +116,33 @@ class Dealer:
         self._under_way += 1
         due = self._began + index / self._rate if self._rate else None
         followed = index // self._step % self._stride == 0
-        return Dealt(self._deck[index % len(self._deck)], f"{self._seat.run}-{index}", due, followed)
+        body, key = self._deck[index % len(self._deck)], f"{self._seat.run}-{index}"
+        return Dealt(body, index, key, time.monotonic(), due, followed)
 
-    def decided(self, dealt: Dealt, task_id: str | None, kind: str) -> None:
-        """A dealt body was accepted as `task_id`, or refused for good. `kind` is its row of E2E."""
+    def decided(self, dealt: Dealt, accepted: Accepted | None, kind: str) -> None:
+        """A dealt body was accepted, or refused for good. `kind` is its row of E2E."""
         self._under_way -= 1
         self._decided = time.monotonic()
-        self._accepted += task_id is not None
-        self._refused += task_id is None
-        if dealt.followed and task_id is not None:
-            self.end_to_end.follow(task_id, kind)
+        self._accepted += accepted is not None
+        self._refused += accepted is None
+        if accepted is not None:
+            self._keep(dealt, accepted)
+            if dealt.followed:
+                self.end_to_end.follow(accepted.id, kind)
         self._conclude_at_the_end()
+
+    def _keep(self, dealt: Dealt, accepted: Accepted) -> None:
+        """Add a receipt to the ledger at once: whatever happens later, what was promised is on record."""
+        if self._receipts is not None:
+            intended = dealt.taken if dealt.due is None else dealt.due
+            instants = (at - self._began for at in (intended, accepted.sent, accepted.answered))
+            receipt = Receipt(accepted.id, dealt.place, *instants, accepted.replay, dealt.key)
+            self._receipts.write(line_of(receipt))
+            self._receipts.flush()
+
+    def _on_request(self, response: Any = None, **_: Any) -> None:
+        if response is not None:  # else it is a row of our own
+            self._statuses[f"status {response.status_code}"] += 1
 
     # How a run begins and ends.
 
@@ -118,6 +167,9 @@ class Dealer:
         self._under_way = self._accepted = self._refused = 0
         self._rate, self._began = options.task_rate, time.monotonic()
         self._decided = self._began
+        self._statuses.clear()
+        if self._ledger is not None and self._receipts is None:
+            self._receipts = self._ledger.open("a", encoding="utf-8")  # other processes add to it, too
         self._stride = ceil(options.total / max(options.e2e_sample, 1))
         self.end_to_end.begin(options.e2e_rate / self._seat.of if options.e2e_sample else 0)
         self._conclude_at_the_end()  # a slice may be empty
@@ -137,12 +189,12 @@ class Dealer:
     def _on_test_stop(self, **_: Any) -> None:
         """Without an end of its own a run has no reports: each process says what it did."""
         if self._endless and self._seat is not None:
-            print(describe([self._report()]), flush=True)
+            print(describe(self._report()), flush=True)
 
     def _report(self) -> Report:
         seconds = self._decided - self._began
         counts = {"accepted": self._accepted, "refused": self._refused, **self.end_to_end.counts()}
-        return {"seconds": seconds, **counts}
+        return {"began": self._began, "seconds": seconds, **counts, **self._statuses}
 
 
 class Master:
@@ -188,16 +240,28 @@ class Master:
 
 def finish(environment: Environment, reports: list[Report]) -> None:
     """End the run, with exit code 1 if a body was refused, and say what was accepted and sampled."""
-    print(describe(reports), flush=True)
+    total = together(reports)
+    print(describe(total), flush=True)
+    if environment.dealer.totals is not None:
+        environment.dealer.totals.write_text(json.dumps(total), encoding="utf-8")
     if any(report["refused"] for report in reports):
         environment.process_exit_code = 1
     _end(environment)
 
 
-def describe(reports: list[Report]) -> str:
-    """All the processes' reports together, in words."""
-    total = {name: sum(report[name] for report in reports) for name in reports[0]}
-    seconds = max(report["seconds"] for report in reports)
+def together(reports: list[Report]) -> Report:
+    """All the processes' reports as one."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report)
+    ended = max(report["began"] + report["seconds"] for report in reports)
+    began = min(report["began"] for report in reports)
+    return dict(total) | {"began": began, "seconds": ended - began}
+
+
+def describe(total: Report) -> str:
+    """A report in words."""
+    seconds = total["seconds"]
     rate = total["accepted"] / seconds if seconds else 0
     return (
         f"Sent in {seconds:.2f} s: {total['accepted']:,} tasks accepted ({rate:,.0f}/s), "

@@ -12,10 +12,12 @@ Locust's statistics and makes the exit code 1.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gevent
 from common import TASKS, TaskUser, scenario
+from dealing import Accepted
 
 scenario(total=1_000, users=16)
 
@@ -26,21 +28,22 @@ Answer = tuple[int, str | None]
 class IdempotencyUser(TaskUser):
     """Works through one key after the other."""
 
-    def send(self, body: dict[str, Any]) -> str | None:
-        task_id = self._race(body)
-        if task_id is not None:
-            self._replay(body, task_id)
+    def send(self, body: dict[str, Any]) -> Accepted | None:
+        accepted = self._race(body)
+        if accepted is not None:
+            self._replay(body, accepted.id)
             self._conflict(body)
-        return task_id
+        return accepted
 
-    def _race(self, body: dict[str, Any]) -> str | None:
-        """Both requests at once; the id of the one task that they made, or None."""
+    def _race(self, body: dict[str, Any]) -> Accepted | None:
+        """Both requests at once; the one task that they made, or None."""
+        sent = time.monotonic()
         pair = [gevent.spawn(self._first, body) for _ in range(2)]
         gevent.joinall(pair, raise_error=True)
         answers = [greenlet.value for greenlet in pair]
-        ids = {task_id for _, task_id in answers}
-        if sorted(status for status, _ in answers) == [200, 201] and len(ids) == 1:
-            return ids.pop()
+        (task_id, *others) = {task_id for _, task_id in answers}
+        if sorted(status for status, _ in answers) == [200, 201] and task_id and not others:
+            return Accepted(task_id, sent, time.monotonic())
         self._wrong("race", f"answers were {answers}, not one 201 and one 200 with the same id")
         return None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from common import TASKS, TaskUser, scenario
+from dealing import Accepted
 
 scenario(total=20_000, users=32, pct_sleep=100, sleep_ms=50)
 
@@ -22,7 +23,7 @@ class PriorityUser(TaskUser):
     abstract = True
     priority: str
 
-    def send(self, body: dict[str, Any]) -> str | None:
+    def send(self, body: dict[str, Any]) -> Accepted | None:
         return self.enqueue({**body, "priority": self.priority}, name=f"{TASKS} {self.priority}")
 
     def kind(self, body: dict[str, Any]) -> str:  # noqa: ARG002 - the group decides, not the body

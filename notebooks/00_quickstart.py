@@ -16,7 +16,7 @@ seed = 1  # decides the order of the tasks
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from bench import live, load, plots, watch
+from bench import live, load, panel, plots, watch
 from bench.observation import observe
 from bench.system import system
 from bench.turn import SETTINGS
@@ -93,13 +93,45 @@ plots.throughput(axes[1], seen.ledger, seen.samples)
 plt.show()
 
 # %% [markdown]
+# ## Turn the knobs
+#
+# A panel starts a system of its own and lets you turn its knobs: how many workers, how many slots in each,
+# how many tasks a second, and which. Press *Start*, then move a slider: a rate that the slots cannot work
+# off lets the lists grow, and the waits with them; more workers let them shrink again. How many slots a
+# worker has is decided when it starts, so turning that knob replaces the fleet. *Stop* stops everything; so
+# does the end of the notebook's kernel, and a quarter of an hour.
+#
+# For this page, the next cell turns the knobs itself.
+
+# %%
+knobs = panel.Panel(settings)
+display(knobs.widget)
+
+# %%
+knobs.start.click()
+watch.until(lambda: any(look.per_s and look.in_flight for look in knobs.looks), "tasks ended", within_s=60)
+before = knobs.looks[-1]
+knobs.workers.value, knobs.slots.value, knobs.rate.value, knobs.sleep.value = 1, 4, 100, 60
+watch.until(lambda: (knobs.looks[-1].workers, knobs.looks[-1].slots) == (1, 4), "it is another fleet")
+watch.until(lambda: knobs.looks[-1].ready > 50, "more comes than four slots can do")
+after = knobs.looks[-1]
+knobs.close()
+print(
+    panel.told("before", knobs.steered.sent, [before]),
+    panel.told("after", knobs.steered.sent, [after]),
+    sep="\n",
+)
+display(panel.drawn(knobs.figure, list(knobs.looks)))
+
+# %% [markdown]
 # ## What is left
 #
-# Nothing. Leaving the block above has stopped every process that was ever part of the system, and has looked
-# whether they are gone.
+# Nothing. Leaving the first block above has stopped every process that was ever part of the system, and has
+# looked whether they are gone. So has the panel.
 
 # %%
 print(f"{len(running.pids)} processes were started, and all have ended: {sorted(running.pids)}")
+print(f"the panel had {len(knobs.steered.pids)}, which have ended, too")
 
 # %% [markdown]
 # ## The audit

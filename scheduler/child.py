@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import IO, Final
 from scheduler.errors import StartError
 
 _END_AFTER_S: Final = 5.0
+_ANNOUNCEMENT: Final = re.compile(r"ready \w+( \w+=\S+)+")
 
 
 def announce(kind: str, **facts: object) -> None:
@@ -66,7 +68,8 @@ class Child:
                 stderr=output,
                 pass_fds=[read_end],
                 start_new_session=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # what a handler prints must not end the reader
             )
         finally:
             os.close(read_end)
@@ -136,16 +139,16 @@ class Child:
         return self.wait()
 
     def _close(self) -> None:
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        lifeline, self._lifeline = self._lifeline, -1  # first: two threads may wait for one child
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def _read(self) -> None:
         output = self._process.stdout
         assert output is not None
         with output:
             for line in output:
-                if line.startswith("ready "):
+                if _ANNOUNCEMENT.fullmatch(line.rstrip("\n")):
                     self._lines.put(line)
         self._lines.put(None)
 

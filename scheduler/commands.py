@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scheduler import log
+from scheduler import failpoints, log
 from scheduler import migrate as migrations
 from scheduler.child import announce, hold_lifeline
 from scheduler.config import VARS, Settings, load, masked
@@ -44,6 +44,7 @@ async def stores(settings: Settings, name: str) -> AsyncIterator[tuple[Store, In
         stack.push_async_callback(store.close)
         index = Index.open(settings, name=name)
         stack.push_async_callback(index.close)
+        stack.push_async_callback(failpoints.landed)
         await store.check()
         yield store, index
 
@@ -111,6 +112,7 @@ async def _worker(settings: Settings, app: str | None) -> int:
         stack.push_async_callback(store.close)
         index = Index.open(settings, name="scheduler-worker")
         stack.push_async_callback(index.close)
+        stack.push_async_callback(failpoints.landed)
         me = Worker(settings, REGISTRY, store, index, metrics, app=app)
         me.stop_on_signals()  # before the first wait: a stop may come while we start
         await store.check()
@@ -157,7 +159,7 @@ def up(args: Args, env: Mapping[str, str]) -> int:
         print("Ctrl-C stops everything.", flush=True)
         while not stopping.wait(0.5):
             stack.revive_workers()
-            stack.check()
+            stack.check(workers=False)
         print("stopping", flush=True)
     return 0
 

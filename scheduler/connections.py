@@ -3,7 +3,9 @@
 psycopg_pool is not used: after an outage it waits for pauses that double up to minutes, and a worker has
 to go on within seconds. What is needed here is small: a few connections, opened when they are wanted, each
 used for one statement at a time, and an end to every wait. A query on a dead link cannot be cancelled (the
-cancel request waits, too), so the deadline shuts the socket down and the statement fails as lost.
+cancel request waits, too), so the deadline shuts the socket down and the statement fails as lost. The server
+does not notice that while it waits for a lock or computes: so it has the same deadline (`statement_timeout`).
+Otherwise each try would leave a statement behind that goes on waiting and keeps what it has locked.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Connections:
 
     Args:
         url: A postgres:// URL.
-        size: Most connections at once; further callers wait their turn.
+        size: Most connections at once; further callers wait their turn, for as long as for an answer.
         name: Shown in pg_stat_activity.
         timeout_s: The longest wait for a connection and for the answer to one statement.
         prepare_threshold: Executions before a statement is prepared on the server; None = never, as
@@ -71,6 +73,7 @@ class Connections:
     ) -> None:
         self.shown_url = mask_url(url)
         self._timeout_s = timeout_s
+        self._deadline = f"SET statement_timeout = {round(timeout_s * 1000)}"
         self._prepare_threshold = prepare_threshold
         self._free: list[Connection] = []
         self._places = asyncio.Semaphore(size)
@@ -92,8 +95,8 @@ class Connections:
         """Run one statement, committed by itself, and return its rows ([] if it has none).
 
         Raises:
-            StoreUnavailable: Postgres could not be reached or gave no answer in time. Whether the statement
-                was committed is unknown.
+            StoreUnavailable: Postgres could not be reached or gave no answer in time, or no connection came
+                free. Whether the statement was committed is unknown.
             InputRefused: the values were refused.
             StoreError: any other answer.
         """
@@ -112,7 +115,8 @@ class Connections:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        async with self._places:
+        await self._place()
+        try:
             connection = await self._take() or await self._connect()
             try:
                 yield connection
@@ -128,6 +132,15 @@ class Connections:
                         await connection.close()
                     else:
                         self._free.append(connection)
+        finally:
+            self._places.release()
+
+    async def _place(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(f"no connection to {self.shown_url} came free in time") from None
 
     async def _take(self) -> Connection | None:
         while self._free:
@@ -150,7 +163,8 @@ class Connections:
         except psycopg.Error as error:
             raise translate(error) from None
         try:
-            await self._execute(connection, _PLANNER, None, prepare=False)  # several statements cannot be
+            # Several statements at once cannot be prepared.
+            await self._execute(connection, f"{_PLANNER}; {self._deadline}", None, prepare=False)
         except BaseException:
             await connection.close()
             raise

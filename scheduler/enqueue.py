@@ -154,7 +154,7 @@ class Enqueuer:
         if not units:
             return
         try:
-            accepted = await self._insert(units)
+            units, accepted = await self._insert(units)
         except InputRefused as error:
             if len(units) == 1:
                 _fail(units, error)
@@ -175,16 +175,22 @@ class Enqueuer:
                 unit.answer.set_result(accepted[start : start + len(unit.tasks)])
             start += len(unit.tasks)
 
-    async def _insert(self, units: list[_Unit]) -> list[Accepted]:
-        """The statement, sent again while its answer is lost and somebody still waits for it."""
-        tasks = [task for unit in units for task in unit.tasks]
-        while True:
+    async def _insert(self, units: list[_Unit]) -> tuple[list[_Unit], list[Accepted]]:
+        """The statement, sent again while its answer is lost, for the units that still wait for it.
+
+        Returns the units that it was sent for in the end, and what has become of their tasks.
+        """
+        while units:
+            tasks = [task for unit in units for task in unit.tasks]
             try:
-                return await failpoints.through("enqueue.commit", self._store.enqueue(tasks))
-            except StoreUnavailable:
-                if clock.monotonic() + _RETRY_PAUSE_S > min(unit.deadline for unit in units):
-                    raise
-                await asyncio.sleep(_RETRY_PAUSE_S)
+                return units, await failpoints.through("enqueue.commit", self._store.enqueue(tasks))
+            except StoreUnavailable as error:
+                again = clock.monotonic() + _RETRY_PAUSE_S
+                _fail([unit for unit in units if unit.deadline < again], error)
+                units = [unit for unit in units if not unit.answer.done()]
+                if units:
+                    await asyncio.sleep(_RETRY_PAUSE_S)
+        return [], []
 
     async def _push(self, accepted: Sequence[Accepted]) -> None:
         """Push the ids. A push that fails costs nothing but time: reconcile pushes what Redis lacks."""

@@ -8,7 +8,9 @@ n-th call that passes it (`settle.commit:lost:3`, default the first), and says s
     kill       the effect has happened, then the process is killed (SIGKILL)
     exception  the effect has not happened, the caller gets an error
     lost       the effect has happened, the caller gets an error instead of the answer
-    late       the caller gets an error, and the effect happens afterwards
+    late       the caller gets an error, and the effect happens afterwards; that is said, too
+
+A process that is about to end waits for what is late with `landed`.
 """
 
 from __future__ import annotations
@@ -33,15 +35,19 @@ POINTS: Final[dict[str, type[Exception]]] = {
     "lease.claim": StoreUnavailable,
     "lease.place": QueueUnavailable,
     "heartbeat.renew": StoreUnavailable,
+    "heartbeat.sign": StoreUnavailable,
     "settle.commit": StoreUnavailable,
     "settle.place": QueueUnavailable,
     "release.commit": StoreUnavailable,
     "release.place": QueueUnavailable,
+    "release.sign_off": StoreUnavailable,
     "pump.move": QueueUnavailable,
     "reap.expired": QueueUnavailable,
     "reap.commit": StoreUnavailable,
     "reap.place": QueueUnavailable,
+    "reap.put_off": QueueUnavailable,
     "leave.commit": StoreUnavailable,
+    "leave.sign_off": StoreUnavailable,
     "reconcile.census": QueueUnavailable,
     "reconcile.mark": QueueUnavailable,
     "reconcile.push": QueueUnavailable,
@@ -71,7 +77,7 @@ def arm(text: str) -> None:
     """Arm the failpoint that `text` names: `POINT:MODE` or `POINT:MODE:N`; an empty text arms none.
 
     Raises:
-        ConfigError: there is no such point or mode.
+        ConfigError: there is no such point or mode, or N is no number of 1 or more.
     """
     global _armed, _left  # noqa: PLW0603 - one process, one failpoint
     if not text:
@@ -79,9 +85,10 @@ def arm(text: str) -> None:
         return
     point, _, rest = text.partition(":")
     mode, _, nth = rest.partition(":")
-    if point not in POINTS or mode not in MODES or not (nth or "1").isdecimal():
+    n = int(nth or "1") if (nth or "1").isdecimal() else 0
+    if point not in POINTS or mode not in MODES or n < 1:
         raise ConfigError(f"SCHEDULER_FAILPOINT={text!r} is not POINT:MODE[:N] with a known point and mode")
-    _armed, _left = (point, mode), int(nth or "1")
+    _armed, _left = (point, mode), n
 
 
 async def through(point: str, call: Coroutine[Any, Any, T]) -> T:
@@ -104,7 +111,7 @@ async def _fire(point: str, call: Coroutine[Any, Any, T]) -> T:
         call.close()
         raise error
     if mode == "late":
-        task = asyncio.create_task(_later(call))
+        task = asyncio.create_task(_later(f"failpoint {point}:{mode} happened\n", call))
         _late.add(task)
         task.add_done_callback(_late.discard)
         raise error
@@ -114,6 +121,18 @@ async def _fire(point: str, call: Coroutine[Any, Any, T]) -> T:
     raise error
 
 
-async def _later(call: Coroutine[Any, Any, Any]) -> None:
+async def _later(words: str, call: Coroutine[Any, Any, Any]) -> None:
     await asyncio.sleep(_LATE_S)
     await call
+    os.write(2, words.encode())
+
+
+async def landed() -> None:
+    """Wait until what is late has happened, in the loop that asks; where nothing is, return at once.
+
+    What a process has sent may be carried out when it has gone. Here it is the process that is late, so it
+    must not go before.
+    """
+    loop = asyncio.get_running_loop()
+    if late := {task for task in _late if task.get_loop() is loop}:
+        await asyncio.wait(late)

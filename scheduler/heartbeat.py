@@ -99,9 +99,10 @@ class Heartbeat:
         await self._stopping.wait()
         await loop.stop()
         try:
-            await store.leave(self._identity.id)
+            await failpoints.through("release.sign_off", store.leave(self._identity.id))
         except StoreError as error:
             self._log.warning("could not sign off", error=str(error))
+        await failpoints.landed()
         await store.close()
 
     async def step(self, store: Store) -> None:
@@ -137,10 +138,11 @@ class Heartbeat:
     async def _sign(self, store: Store) -> None:
         pulse = self._pulse()
         polled_ms = None if pulse.polled is None else round((clock.monotonic() - pulse.polled) * 1000)
-        await store.beat(
+        beat = store.beat(
             self._identity,
             running=pulse.running,
             polled_ms=polled_ms,
             # A worker that dies now must count as dead before the youngest of its leases runs out.
             alive_ms=round(self._vis_s * 750),
         )
+        await failpoints.through("heartbeat.sign", beat)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from scheduler import log
 from scheduler.config import Settings
+from scheduler.errors import StoreUnavailable
 from scheduler.store import FIRST_ID, Store
 
 DAYS_AHEAD: Final = 7
@@ -22,16 +24,16 @@ class Housekeeper:
         self._settings = settings
         self._holder = holder
         self._log = log.get("housekeeping")
+        self._pruned_up_to = FIRST_ID
 
     async def step(self) -> None:
         """One pass, in pages: no statement holds locks on more than a page of rows."""
         ttl_ms = max(2 * self._settings.housekeeping_interval_ms, 60_000)
         if not await self._store.lead("housekeeping", self._holder, ttl_ms=ttl_ms):
             return
-        made = await self._store.make_partitions(DAYS_AHEAD)
         expired = await self._expire_keys()
         pruned = await self._prune()
-        dropped = await self._store.drop_old_partitions(keep_ms=self._settings.retention_ms)
+        made, dropped = await self._days()
         await self._store.prune_workers(keep_ms=_WORKERS_KEPT_MS)
         if made or expired or pruned or dropped:
             self._log.info("kept house", days_made=made, keys=expired, tasks=pruned, days_dropped=dropped)
@@ -46,14 +48,27 @@ class Housekeeper:
         return total
 
     async def _prune(self) -> int:
+        """Go on where the last pass has stopped, or what may not be deleted would fill every pass."""
         total = 0
-        after = FIRST_ID
         for _ in range(_PAGES_A_PASS):
             last, pruned = await self._store.prune_tasks(
-                after, keep_ms=self._settings.retention_ms, page=_PAGE
+                self._pruned_up_to, keep_ms=self._settings.retention_ms, page=_PAGE
             )
             total += pruned
+            self._pruned_up_to = last or FIRST_ID
             if last is None:
                 break
-            after = last
         return total
+
+    async def _days(self) -> tuple[int, Sequence[str]]:
+        """Make the days ahead and drop the old ones: how many, and which.
+
+        Whoever reads of the history for long is in the way. Each try makes all settles wait for a second, so
+        the next one is the next pass's; there are days enough ahead.
+        """
+        try:
+            made = await self._store.make_partitions(DAYS_AHEAD)
+            return made, await self._store.drop_old_partitions(keep_ms=self._settings.retention_ms)
+        except StoreUnavailable as error:
+            self._log.warning("days of history wait for the next pass", error=str(error))
+            return 0, ()

@@ -64,10 +64,11 @@ class Lessor:
         self.polled: float | None = None
         """When the queue last answered, as a reading of clock.monotonic."""
 
-    async def take(self, n: int) -> list[Lease]:
+    async def take(self, n: int, *, most: int | None = None) -> list[Lease]:
         """At most `n` claimed tasks, in the order of the fair choice; [] if nothing is ready.
 
-        0 takes none and wakes another worker if there is work.
+        0 takes none and wakes another worker if there is work. A payload of more than `most` bytes does not
+        come with its lease, which has None for it.
 
         Raises:
             QueueUnavailable: Redis could not be asked.
@@ -80,15 +81,15 @@ class Lessor:
             ids = await failpoints.through("lease.pop", shard.lease(n, token, self._vis_ms, self._policy))
             self.polled = clock.monotonic()
             if ids:
-                return await self._claim(shard, ids, token)
+                return await self._claim(shard, ids, token, most)
         return []
 
-    async def _claim(self, shard: Shard, ids: Sequence[str], token: str) -> list[Lease]:
+    async def _claim(self, shard: Shard, ids: Sequence[str], token: str, most: int | None) -> list[Lease]:
         now = clock.monotonic()
         claim = Claim(ids, token, sent=now, renewed=now)
         self._held.asked(claim)
         try:
-            leases, refusals = await self._answer(claim)
+            leases, refusals = await self._answer(claim, most)
             for lease in leases:
                 # Counted from before the claim was sent: by Postgres' clock the lease lasts at least as long.
                 # If it was sent twice, the first time may have been the one: the heartbeat renews in time.
@@ -103,14 +104,16 @@ class Lessor:
             await self._put_right(shard, refusals, token)
         return leases
 
-    async def _answer(self, claim: Claim) -> tuple[list[Lease], list[Refusal]]:
+    async def _answer(self, claim: Claim, most: int | None) -> tuple[list[Lease], list[Refusal]]:
         over = claim.renewed + self._vis_ms / 1000
         pause = _PAUSE_S
         while True:
             try:
                 return await failpoints.through(
                     "lease.claim",
-                    self._store.claim(claim.ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms),
+                    self._store.claim(
+                        claim.ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms, most=most
+                    ),
                 )
             except StoreUnavailable as error:
                 if claim.sent + pause >= over:

@@ -53,6 +53,9 @@ class Verdict:
     reason: DeadReason | None = None
 
 
+IN_COMPANY: Final = 10
+"""How many times its budget of losses a task may be lost in company before it is dead."""
+
 SUCCEEDED: Final = Verdict("succeeded")
 RETRYING: Final = Verdict("retrying")
 QUEUED: Final = Verdict("queued")
@@ -73,12 +76,18 @@ def after_rejection() -> Verdict:
 def after_loss(losses: int, max_losses: int, *, in_company: bool) -> Verdict:
     """A lease ended without an outcome. `losses` counts those before it.
 
-    A loss in company (the worker died while it held other tasks too, guilty or not) never dead-letters:
-    the task goes back as a suspect that runs alone, and only what happens then counts to the end.
+    A loss in company (the worker died, and whatever it held was lost, guilty or not) counts and does not
+    kill: the task goes back as a suspect that runs alone, and if it dies then, its worker lives to tell. What
+    takes its worker with it even so ends all the same, far beyond its budget: see `most_losses`.
     """
-    if in_company or losses + 1 <= max_losses:
+    if losses + 1 <= (most_losses(max_losses) if in_company else max_losses):
         return QUEUED
     return Verdict("dead", "lost")
+
+
+def most_losses(max_losses: int) -> int:
+    """The losses that a task may have in company and live. One that kills every worker must end some day."""
+    return IN_COMPANY * (max_losses + 1)
 
 
 def after_unknown_type(refusals: int, max_refusals: int) -> Verdict:

@@ -156,6 +156,8 @@ async def _connect(url: str) -> Connection:
         connection = await psycopg.AsyncConnection.connect(
             url, autocommit=True, connect_timeout=10, application_name="scheduler migrate"
         )
+        # The role may have one, for the short statements of the other processes.
+        await connection.execute("SET statement_timeout = 0")
     except psycopg.Error as error:
         raise StartError(unreachable(url, error)) from None
     if connection.info.server_version < OLDEST:

@@ -133,7 +133,8 @@ class Run:
 class Lease:
     """A worker's claim on a task until a deadline, as the worker holds it.
 
-    `attempt` is the fence in Postgres, `token` the one in Redis. `expires` and `renewed` are readings of
+    `attempt` is the fence in Postgres, `token` the one in Redis. The payload is None if it was too large to
+    come with the claim: such a lease can only be given back. `expires` and `renewed` are readings of
     clock.monotonic; the heartbeat moves both. `lost` is set once, when the lease is known to have ended.
     """
 
@@ -189,7 +190,7 @@ class Result:
         kind: `died`: the process that ran the task alone is gone. `lost` and `interrupted` are no outcomes:
             the first is not ours to settle any more, the second is given back.
         error: What to tell people; made safe and short.
-        after_ms: For `retry`: the wait that the handler asked for.
+        after_ms: For `retry`: the wait that the handler asked for. For `interrupted`: how long it is put off.
         wait_us: Microseconds from the claim to the start of the handler.
         run_us: Microseconds that the handler ran; None if it was never called.
     """

@@ -72,7 +72,8 @@ class Reaper:
             return
         ((id_, token),) = expired
         self._log.error("a lease cannot be reaped; put off", task=id_, error=str(error))
-        await shard.place([Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token)])
+        put_off = Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token)
+        await failpoints.through("reap.put_off", shard.place([put_off]))
 
     def _count(self, reaped: Sequence[Reaped]) -> None:
         lost = [r for r in reaped if r.lost]

@@ -9,7 +9,9 @@ The epoch is set at a pass's end only if it is still what it was at the beginnin
 middle of a pass is not papered over. Before a sweep it is set to a mark that is no number: a sweep that
 does not come to its end leaves the index known as lost.
 
-One process leads; any number would be correct.
+One process leads; any number would be correct. A pass over many rows takes longer than a leader leads without
+a word: so between pages it renews its lead, and it ends if it has lost it, or if its process stops. A pass
+that finds the mark of another one goes by that: whichever comes to its end first sets the epoch.
 """
 
 from __future__ import annotations
@@ -19,15 +21,12 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
-from scheduler import failpoints, log
+from scheduler import clock, failpoints, log
 from scheduler.config import Settings
 from scheduler.metrics import Metrics
 from scheduler.model import PRIORITIES, OpenRow, Priority
 from scheduler.queue import Index, Shard
 from scheduler.store import FIRST_ID, Epoch, Store
-
-_OVERLAP_MS: Final = 5_000
-"""How much later than its id says a row may become visible: the wait for its commit, and a slow API clock."""
 
 _GRACE_MS: Final = 1_000
 """A row younger than this may be between its commit and its push: nothing is missing yet."""
@@ -35,9 +34,10 @@ _GRACE_MS: Final = 1_000
 _FIRST_LOOK_MS: Final = 60_000
 """How far back a new leader's first pass looks for recent rows; the rotation covers what is older."""
 
-
 _LEAD_MS: Final = 5_000
 """How much longer than three intervals a leader leads that is not heard of any more."""
+
+_MARK: Final = "rebuilding:"
 
 
 class _Census(NamedTuple):
@@ -46,6 +46,18 @@ class _Census(NamedTuple):
     lost: bool
     expected: str | None
     next_epoch: int
+
+
+class _Cut(Exception):
+    """The pass ends before its end, and why. Nothing is lost: the index stays known as what it was."""
+
+
+def _overlap_ms(settings: Settings) -> int:
+    """How much later than its id says a row may become visible.
+
+    Its request may wait so long for its commit, and the last try may begin at the end of that.
+    """
+    return settings.enqueue_timeout_ms + settings.store_timeout_ms
 
 
 class Reconciler:
@@ -59,6 +71,7 @@ class Reconciler:
         self._metrics = metrics
         self._holder = holder
         self._interval_ms = settings.reconcile_interval_ms
+        self._overlap_ms = _overlap_ms(settings)
         self._page = settings.reconcile_batch_size
         self._log = log.get("reconcile")
         self._marks = count(1)
@@ -67,11 +80,40 @@ class Reconciler:
         self._rotation = FIRST_ID
         self._dead_rotation = FIRST_ID
         self._dlq_start: dict[tuple[str, Priority], int] = {}
+        self._led_at: float | None = None
+        self._stopping = False
 
     async def step(self) -> None:
-        """One pass, if this process leads."""
-        if await self._store.lead("reconcile", self._holder, ttl_ms=3 * self._interval_ms + _LEAD_MS):
+        """One pass, if this process leads, and for as long as it does."""
+        if not await self._lead():
+            return
+        try:
             await self.reconcile()
+        except _Cut as cut:
+            self._log.info("the pass ends early", why=str(cut))
+        finally:
+            self._led_at = None
+
+    def stop(self) -> None:
+        """End the pass in hand after its page. Whoever leads next begins a new one."""
+        self._stopping = True
+
+    async def _lead(self) -> bool:
+        self._led_at = clock.monotonic()
+        ttl_ms = 3 * self._interval_ms + _LEAD_MS
+        return await self._store.lead("reconcile", self._holder, ttl_ms=ttl_ms)
+
+    async def _go_on(self) -> None:
+        """Before each page: may the pass go on? A pass that people ask for needs no lead.
+
+        Raises:
+            _Cut: it may not.
+        """
+        if self._stopping:
+            raise _Cut("this process stops")
+        renew = self._led_at is not None and clock.monotonic() - self._led_at >= self._interval_ms / 1000
+        if renew and not await self._lead():
+            raise _Cut("another process leads now")
 
     async def reconcile(self, *, everything: bool = False) -> dict[str, int]:
         """One pass, whoever leads; over all rows if `everything` or if Redis lost something.
@@ -81,7 +123,7 @@ class Reconciler:
         self._found: dict[str, int] = defaultdict(int)
         run_id = await self._index.run_id()
         censuses = [await self._census(epoch, run_id) for epoch in await self._store.epochs()]
-        next_recent = await self._store.recent_id(_OVERLAP_MS)
+        next_recent = await self._store.recent_id(self._overlap_ms)
         sweep = everything or any(c.lost for c in censuses)
         self._second_look = not sweep
         if sweep:
@@ -106,8 +148,10 @@ class Reconciler:
         # A queue that no pass has seen yet has nothing to lose: its rows are recent ones.
         lost = epoch.epoch > 0 and (number is None or number < epoch.epoch or run_id != epoch.run_id)
         expected = census.epoch
-        if lost:
-            mark = f"rebuilding:{self._holder}:{next(self._marks)}"
+        # The mark of another pass is as good as one of ours: what is lost from now on takes it away. Two that
+        # replaced each other's would end in vain, again and again.
+        if lost and not (expected or "").startswith(_MARK):
+            mark = f"{_MARK}{self._holder}:{next(self._marks)}"
             if await failpoints.through("reconcile.mark", shard.set_epoch(expected, mark)):
                 expected = mark
         return _Census(epoch.queue, shard, lost, expected, max(number or 0, epoch.epoch) + 1)
@@ -131,15 +175,30 @@ class Reconciler:
         recent: str | None = self._recent or await self._store.recent_id(_FIRST_LOOK_MS)
         while recent is not None:
             recent = await self._open_rows(recent)
-        self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
+        await self._some_older()
         self._dead_rotation = await self._dead_rows(self._dead_rotation) or FIRST_ID
         for queue in queues:
             for priority in PRIORITIES:
                 start = self._dlq_start.get((queue, priority), 0)
                 self._dlq_start[queue, priority] = await self._dlq_entries(queue, priority, start) or 0
 
+    async def _some_older(self) -> None:
+        """One page of older rows, and the next ones for as long as Redis lacks some of them.
+
+        What it lacks was missed together: pushes while it was away, say, of many dead letters at once.
+        """
+        lacking = True
+        while lacking:
+            before = self._added()
+            self._rotation = await self._open_rows(self._rotation, older=True) or FIRST_ID
+            lacking = self._added() > before
+
+    def _added(self) -> int:
+        return self._found.get("pushed", 0) + self._found.get("adopted", 0)
+
     async def _open_rows(self, after: str, *, older: bool = False) -> str | None:
         """Compare one page of open rows; where the next one begins, None after the last."""
+        await self._go_on()
         rows = await self._store.open_page(after, self._page)
         by_queue: dict[str, list[OpenRow]] = defaultdict(list)
         for row in rows:
@@ -197,6 +256,7 @@ class Reconciler:
         return row.due_in_ms < late_ms and (older or row.status == "retrying")
 
     async def _dead_rows(self, after: str) -> str | None:
+        await self._go_on()
         rows = await self._store.dead_page(after, self._page)
         by_queue: dict[str, list[tuple[str, Priority, int]]] = defaultdict(list)
         for id_, queue, priority, age_ms in rows:
@@ -207,6 +267,7 @@ class Reconciler:
         return rows[-1][0] if len(rows) == self._page else None
 
     async def _dlq_entries(self, queue: str, priority: Priority, start: int) -> int | None:
+        await self._go_on()
         shard = self._index.shard(queue)
         ids = await shard.dlq_page(priority, start, self._page)
         if not ids:

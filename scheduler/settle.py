@@ -47,7 +47,7 @@ def decide(lease: Lease, result: Result, handler: Handler | None, settings: Sett
         lease, "released", "queued", error=result.error, wait_us=result.wait_us, run_us=result.run_us
     )
     if result.kind == "interrupted":
-        return base
+        return replace(base, delay_ms=result.after_ms)
     if result.kind == "unknown_type":
         verdict = lifecycle.after_unknown_type(lease.refusals, settings.max_refusals)
         delay = settings.unknown_type_delay_ms if verdict.status == "queued" else 0

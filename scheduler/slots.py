@@ -4,7 +4,11 @@ The local buffer is bounded by time: beyond the free slots a worker takes only w
 LEASE_AHEAD_MS, by a moving average of run times that counts the runs in progress, too. So noops come in large
 batches, and a task of one second is not hoarded while another worker idles. When slow tasks fill all slots
 before the average knows, what waits behind them is given back. The buffer is bounded by memory, too: large
-payloads wait in Postgres, not here.
+payloads wait in Postgres, not here. In a batch by the hundred a large one stays there, and its task is given
+back.
+
+Suspects run in lanes, apart from the slots, and a few may wait for a lane. What waits beyond them takes the
+room of other tasks; once the lanes turn out to be slow, it is put off, so that another worker may have it.
 """
 
 from __future__ import annotations
@@ -45,8 +49,21 @@ _LANES: Final = 4
 _LANE_IDLE_S: Final = 10.0
 """How long a process for suspects is kept that has nothing to run."""
 
+_LINED_UP: Final = 3 * _LANES
+"""Suspects that may wait for a lane, however slow the lanes are."""
+
+_LANES_STUCK_S: Final = 1.0
+"""When every lane has had the same suspect for so long, those beyond the few are better off elsewhere."""
+
+_PUT_OFF_MS: Final = 5000
+"""For how long they are put off. Given back to be run at once, they would come back before all that waits."""
+
+_BLOCKED_S: Final = 1.0
+"""A loop that has not turned for so long is in the hands of one handler."""
+
 Ended = Callable[[Lease, Result, Handler | None], None]
-GiveBack = Callable[[Sequence[Lease]], None]
+GiveBack = Callable[[Sequence[Lease], int], None]
+"""Takes back leases, to be run again after so many milliseconds."""
 
 
 class Slots:
@@ -79,12 +96,16 @@ class Slots:
         self._mean_s = _SLOWEST_GUESS_S
         self._payload_bytes: float | None = None
         self._yielded = 0.0
+        self._turned = self._turns_since = clock.monotonic()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.room_made = asyncio.Event()
         """Set when a run has ended or the buffer has shrunk."""
 
     def start(self) -> None:
         """Open the slots."""
+        self._loop = asyncio.get_running_loop()
+        self._turned = self._turns_since = clock.monotonic()
         self._tasks = [asyncio.create_task(self._slot(i), name=f"slot {i}") for i in range(self.size)]
         self._tasks.append(asyncio.create_task(self._watch(), name="watch"))
         self._tasks += [asyncio.create_task(self._lane(solo), name="suspects") for solo in self._lanes]
@@ -108,11 +129,19 @@ class Slots:
             return 0  # they would be given back, again and again
         free = self.size - len(self._running)
         target = free + min(self._ahead(), self._most)
-        wanted = target - len(self._buffer)
+        wanted = target - len(self._buffer) - max(0, self._suspects.qsize() - _LINED_UP)
         # A round trip for a few tasks is dear: wait until a good part of the buffer is used up, or all is.
         if wanted < target / 2 and not (free and not self._buffer):
             return 0
         return max(0, min(wanted, self._most))
+
+    def most(self, n: int) -> int | None:
+        """How many bytes a payload may have to come with a batch of `n` tasks; None: any.
+
+        The guess that `n` comes from may be wrong. Payloads that are as large as it fit in each case.
+        """
+        few = 2 * self.size + _AHEAD_BYTES // _LARGEST_GUESS
+        return None if n <= few else 4 * _AHEAD_BYTES // n
 
     def _ahead(self) -> int:
         """How many tasks may wait for a slot here."""
@@ -135,6 +164,10 @@ class Slots:
 
     def put(self, leases: Sequence[Lease]) -> None:
         """Line up leases, to be run in this order; suspects wait for a process to run alone in."""
+        if large := [lease for lease in leases if lease.payload is None]:
+            self._payload_bytes = float(_LARGEST_GUESS)
+            leases = [lease for lease in leases if lease.payload is not None]
+            self._give_back(large, 0)
         if leases:
             self._weigh(leases[0])
         for lease in leases:
@@ -155,9 +188,28 @@ class Slots:
             leases.append(self._suspects.get_nowait())
         return leases
 
-    def runs(self) -> list[Running]:
-        """A copy of the runs in progress; safe to call from another thread."""
-        return list(self._running.copy().values())
+    def unfinished(self) -> list[Lease]:
+        """What has started and not ended."""
+        leases = [*(running.lease for running in self._running.values()), *self._alone.values()]
+        return [lease for lease in leases if not lease.ended]
+
+    def unending(self, overdue_s: float) -> list[Running]:
+        """Runs that go on though their time was up so long ago; safe to call from another thread.
+
+        While a handler keeps the loop to itself, no other run can be told to end, however willing it is: then
+        only the run that the loop is in counts. If it is in none of them but in a task that some handler has
+        started, nobody knows which: then the time of all of them must be up.
+        """
+        now, runs = clock.monotonic(), list(self._running.copy().values())
+        if now - self._turned <= _BLOCKED_S:
+            since = self._turns_since
+            return [r for r in runs if now - max(r.context.deadline, since) > overdue_s]
+        late = [r for r in runs if now - r.context.deadline > overdue_s]
+        current = asyncio.current_task(self._loop)
+        culprits = [r for r in runs if current is not None and r.task is current]
+        if culprits:
+            return [r for r in culprits if r in late]
+        return late if len(late) == len(runs) else []
 
     def lose(self, lease: Lease) -> None:
         """The lease is known to be lost: end its run, drop it if it has not started."""
@@ -184,8 +236,7 @@ class Slots:
                 self._idle.append(waiter)
                 await waiter
             lease = self._buffer.popleft()
-            if lease.lost or lease.expires <= clock.monotonic():
-                lease.lost = True
+            if self._over(lease):
                 self._refuse(lease)
             else:
                 await self._run(number, lease, task)
@@ -209,6 +260,7 @@ class Slots:
         try:
             result = await run(handler, running, self._threads)
         finally:
+            self._turn()
             del self._running[number]
         self._mean_s += _WEIGHT * (max((result.run_us or 0) / 1e6, 1e-5) - self._mean_s)
         self._ended(lease, result, handler)
@@ -232,18 +284,45 @@ class Slots:
                 await solo.close()
                 continue
             handler = self._registry.get(lease.type)
-            if handler is None or lease.lost:
+            if self._over(lease) or handler is None:
                 self._refuse(lease)
-                continue
-            lease.renews = handler.heartbeat
-            self._alone[solo] = lease
-            self._begun(lease)
-            try:
-                result = await solo.run(lease, self._timeout(lease, handler))
-            finally:
-                del self._alone[solo]
-            self._ended(lease, result, handler)
+            else:
+                await self._run_alone(solo, lease, handler)
             self.room_made.set()
+
+    async def _run_alone(self, solo: Solo, lease: Lease, handler: Handler) -> None:
+        lease.renews = handler.heartbeat
+        self._alone[solo] = lease
+        self._begun(lease)
+        try:
+            result = await solo.run(lease, self._timeout(lease, handler))
+        finally:
+            del self._alone[solo]
+        self._ended(lease, result, handler)
+
+    def _put_off(self) -> None:
+        """Give back the suspects beyond the few that may wait, if no lane has come free for a while."""
+        waiting, since = self._suspects.qsize(), clock.monotonic() - _LANES_STUCK_S
+        if waiting <= _LINED_UP or not all(solo.began < since for solo in self._lanes):
+            return
+        leases = [self._suspects.get_nowait() for _ in range(waiting)]
+        for lease in leases[:_LINED_UP]:
+            self._suspects.put_nowait(lease)
+        self._give_back(leases[_LINED_UP:], _PUT_OFF_MS)
+        self.room_made.set()
+
+    def _over(self, lease: Lease) -> bool:
+        """Whether a lease has ended before its run began."""
+        lease.lost = lease.lost or lease.expires <= clock.monotonic()
+        return lease.lost
+
+    def _turn(self) -> float:
+        """Note that the loop turns, and since when, if it was blocked; the time."""
+        now = clock.monotonic()
+        if now - self._turned > _BLOCKED_S:
+            self._turns_since = now
+        self._turned = now
+        return now
 
     def _refuse(self, lease: Lease) -> None:
         """End a lease that cannot be run: it is lost, or nobody here knows its type."""
@@ -256,13 +335,14 @@ class Slots:
     async def _watch(self) -> None:
         """End runs past their deadline or their lease; a handler that swallows it is told again.
 
-        Give back the buffer if every slot is taken and none has come free for a while.
+        Give back the buffer if every slot is taken and none has come free for a while, and so with the lanes.
         """
         while True:
             await asyncio.sleep(_WATCH_S)
-            now = clock.monotonic()
+            now = self._turn()
             if self._buffer and self._stuck():
-                self._give_back(self.take_back())
+                self._give_back(self.take_back(), 0)
+            self._put_off()
             for running in list(self._running.values()):
                 if running.lease.expires <= now:
                     running.lease.lost = True

@@ -4,8 +4,8 @@ When a worker dies, everything that it held is lost, the guilty task and its nei
 is a suspect from then on and runs here: if the child dies, the one task that it ran is the culprit, and only
 that one pays. A handler that cannot be ended is ended with its process.
 
-This module is both ends: `Solo` in the worker, and `main` in the child, which serves one task a line until
-its input ends.
+This module is both ends: `Solo` in the worker, and `main` in the child, which says that it is ready and then
+serves one task a line until its input ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -20,33 +21,28 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any, Final
 
 from scheduler import clock, log
+from scheduler.errors import StartError
 from scheduler.handlers import REGISTRY, Context, Handler, load_app
 from scheduler.model import Lease, Result
 from scheduler.run import Cause, Running, run
 
 _LONGEST_LINE: Final = 64 * 1024 * 1024
 
-_SENT: Final = (
-    "id",
-    "attempt",
-    "token",
-    "queue",
-    "type",
-    "priority",
-    "payload",
-    "max_retries",
-    "failures",
-    "losses",
-    "refusals",
-    "timeout_ms",
-    "backoff",
-    "suspect",
-    "waited_s",
-)
+_READY: Final = b"ready\n"
+"""What the child says once it has imported the handlers."""
+
+_START_S: Final = 30.0
+"""How long it may take until then. That is no part of a task's time, and no fault of the task."""
+
+_PAUSE_S: Final = 1.0
+"""How long a task is kept that no child was there for: given back at once, it would come back at once."""
+
+_SENT: Final = tuple(field.name for field in fields(Lease) if field.default is MISSING)
+"""What the claim said of a task. The rest of a lease is the worker's own."""
 
 
 class Solo:
@@ -61,6 +57,8 @@ class Solo:
         self._child: asyncio.subprocess.Process | None = None
         self._cause: Cause | None = None
         self._log = log.get("solo")
+        self.began = math.inf
+        """When the child was given the task in hand; infinite if there is none."""
 
     @property
     def started(self) -> bool:
@@ -73,14 +71,20 @@ class Solo:
         waited = clock.monotonic()
         try:
             child = await self._ready()
-        except OSError as error:
-            return Result("interrupted", f"no process could be started to run it alone: {error}")
-        started = clock.monotonic()
+        except StartError as error:
+            if self._cause is None:
+                self._log.warning("cannot run a suspect", task=lease.id, error=str(error))
+                await asyncio.sleep(_PAUSE_S)
+            if self._cause == "lost":
+                return Result("lost")
+            return Result("interrupted", f"it was to run alone, and {error}")
+        self.began = started = clock.monotonic()
         ends = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.end, "timed_out")
         try:
             answer = await self._ask(child, lease, timeout_ms)
         finally:
             ends.cancel()
+            self.began = math.inf
         wait_us = max(0, round((started - lease.claimed) * 1e6))
         run_us = round((clock.monotonic() - started) * 1e6)
         self._log.info("ran alone", task=lease.id, waited_s=round(started - waited, 3), died=answer is None)
@@ -112,8 +116,15 @@ class Solo:
         await self._bury()
 
     async def _ready(self) -> asyncio.subprocess.Process:
-        if self._child is None or self._child.returncode is not None:
-            self._child = await asyncio.create_subprocess_exec(
+        """The child, started if there is none, once it serves.
+
+        Raises:
+            StartError: it could not be started, or has ended, or said nothing in time.
+        """
+        if self._child is not None and self._child.returncode is None:
+            return self._child
+        try:
+            self._child = child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "scheduler.solo",
@@ -122,7 +133,19 @@ class Solo:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LONGEST_LINE,
             )
-        return self._child
+        except OSError as error:
+            raise StartError(f"no process could be started: {error}") from None
+        assert child.stdout is not None
+        if self._cause is not None:  # we were told to end it while there was nothing to be ended
+            child.kill()
+        try:
+            line = await asyncio.wait_for(child.stdout.readline(), _START_S)
+        except TimeoutError:
+            await self._bury()
+            raise StartError(f"its process was not ready after {_START_S:.0f} s") from None
+        if line != _READY:
+            raise StartError(f"its process {_death(await self._bury())} before it was ready")
+        return child
 
     async def _ask(
         self, child: asyncio.subprocess.Process, lease: Lease, timeout_ms: int
@@ -160,10 +183,15 @@ def _death(code: int) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The child's end: a task a line on standard input, a result a line on what was standard output."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore)  # sent to all of us they mean the worker, and it ends us
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what handlers print must not mix with the answers
+    os.register_at_fork(after_in_child=answers.close)  # a handler's own processes may outlive us
     if argv:
         load_app(argv[0])
+    answers.write(_READY.decode())
+    answers.flush()
     lines: deque[str] = deque()
     arrived = threading.Event()
 
@@ -182,6 +210,10 @@ def main(argv: Sequence[str]) -> None:
             result = asyncio.run(_serve(Lease(**asked["task"]), asked["timeout_ms"]))
             answers.write(json.dumps(asdict(result)) + "\n")
             answers.flush()
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Do nothing about a signal. SIG_IGN would be handed down to the processes that handlers start."""
 
 
 async def _serve(lease: Lease, timeout_ms: int) -> Result:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from scheduler import migrate
+from scheduler import clock, migrate
 from scheduler.child import Child
 from scheduler.config import load, masked
 from scheduler.embedded import Postgres, Redis
@@ -22,6 +22,8 @@ from scheduler.supervisor import free_port
 Say = Callable[[str], None]
 
 _LAST_PORT: Final = 65_535
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 10.0
 
 
 class Stack:
@@ -42,6 +44,8 @@ class Stack:
         self.postgres: Postgres | None = None
         self.redis: Redis | None = None
         self.children: list[Child] = []
+        self._pause_s = _FIRST_PAUSE_S
+        self._revive_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -105,18 +109,25 @@ class Stack:
     def revive_workers(self) -> None:
         """Start a worker that has ended again, in its place: one that a handler took down, say.
 
-        Raises:
-            StartError: it does not start any more.
+        If it does not start, the first call after a pause tries again; the pause doubles from 0.1 s to 10 s.
         """
         for i, child in enumerate(self.children):
-            if child.args[0] == "worker" and child.returncode is not None:
-                self._say(f"a worker ended with code {child.wait()}; starting it again")
-                self.children[i] = child.again()
-                self._parts.callback(self._end, self.children[i])
+            if child.args[0] != "worker" or child.returncode is None or clock.monotonic() < self._revive_at:
+                continue
+            self._say(f"a worker ended with code {child.wait()}; starting it again")
+            self.children[i] = child.again()
+            try:
                 self.children[i].ready()
+            except StartError as error:
+                self._say(f"it did not start; trying again in {self._pause_s:g} s: {error}")
+                self._revive_at = clock.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._parts.callback(self._end, self.children[i])
+                self._pause_s = _FIRST_PAUSE_S
 
-    def check(self) -> None:
-        """See that every part that was started still runs.
+    def check(self, *, workers: bool = True) -> None:
+        """See that every part that was started still runs; workers, too, unless they are revived anyway.
 
         Raises:
             StartError: one has ended; where it may have said why.
@@ -125,7 +136,7 @@ class Stack:
             if server is not None and not server.alive():
                 raise StartError(f"{server.name} has ended; see {server.log_path}")
         for child in self.children:
-            if child.returncode is not None:
+            if child.returncode is not None and (workers or child.args[0] != "worker"):
                 what = f"`scheduler {child.args[0]}` ended with code {child.returncode}"
                 raise StartError(f"{what}; see {self.data_dir / 'logs'}")
 

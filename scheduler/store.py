@@ -16,7 +16,7 @@ from scheduler import clock, migrate
 from scheduler.arrays import lines, names, spelled, texts, words
 from scheduler.config import Settings
 from scheduler.connections import Connections, Rows
-from scheduler.errors import StartError, StoreError
+from scheduler.errors import StartError, StoreError, StoreUnavailable
 from scheduler.lifecycle import RunOutcome, Status
 from scheduler.model import (
     Accepted,
@@ -39,7 +39,11 @@ _TASK: Final = (
     " t.last_error"
 )
 _LEASE: Final = (
-    "t.id::text, t.attempts, t.lease_token, t.queue, t.type, t.priority, t.payload, t.max_retries,"
+    "t.id::text, t.attempts, t.lease_token, t.queue, t.type, t.priority,"
+    # What is not compressed tells its size for nothing.
+    " CASE WHEN :'most'::bigint IS NULL OR :'most'::bigint >="
+    " CASE WHEN pg_column_compression(t.payload) IS NULL THEN pg_column_size(t.payload)"
+    " ELSE octet_length(t.payload::text) END THEN t.payload END, t.max_retries,"
     " t.failures, t.losses, t.refusals, t.timeout_ms, t.backoff, t.suspect,"
     " extract(epoch FROM t.claimed_at - t.due_at)::double precision"
 )
@@ -55,8 +59,10 @@ _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
 
 # One at a time: Postgres has told two that drop or make days at once of a broken catalogue, or of a deadlock.
+# A drop needs all of task_runs for a moment; while it waits for a long reader, every settle waits behind it.
 _DROP_DAY: Final = """DO $$ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('task_runs'));
+    PERFORM set_config('lock_timeout', '1s', true);
     DROP TABLE IF EXISTS {day};
 END $$"""
 
@@ -199,7 +205,8 @@ class Store:
         answers = {}
         for sent in tasks:
             if sent.id not in found:
-                raise StoreError(f"task {sent.id} was neither inserted nor found")
+                # Its key was another task's when it was to be inserted, and has been forgotten since then.
+                raise StoreUnavailable(f"task {sent.id} was neither inserted nor found; it can be sent again")
             fingerprint, delay_ms, task = found[sent.id]
             if task.id == sent.id:
                 answers[sent.id] = Accepted(task, "created", delay_ms)
@@ -211,13 +218,15 @@ class Store:
     # lease, run, settle
 
     async def claim(
-        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int
+        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int, most: int | None = None
     ) -> tuple[list[Lease], list[Refusal]]:
         """Claim leased ids: the leases in the order of `ids`, and where the refused ids belong.
 
-        Calling again with the same token returns the same claims and starts nothing twice.
+        A lease has None for a payload of more than `most` bytes. Calling again with the same token returns
+        the same claims and starts nothing twice.
         """
-        rows = await self._run("claim", ids=spelled(sorted(ids)), token=token, worker=worker, vis_ms=vis_ms)
+        sent = spelled(sorted(ids))
+        rows = await self._run("claim", ids=sent, token=token, worker=worker, vis_ms=vis_ms, most=most)
         claimed = {row[0]: Lease(*row) for row in rows}
         refusals: list[Refusal] = []
         missing = [id_ for id_ in ids if id_ not in claimed]
@@ -225,13 +234,15 @@ class Store:
             refusals = await self._refusals(missing)
             mine = [r.id for r in refusals if r.reason == "running" and r.token == token]
             if mine:
-                claimed |= {lease.id: lease for lease in await self.reclaim(mine, token=token)}
+                again = await self.reclaim(mine, token=token, most=most)
+                claimed |= {lease.id: lease for lease in again}
                 refusals = [r for r in refusals if r.id not in claimed]
         return [claimed[id_] for id_ in ids if id_ in claimed], refusals
 
-    async def reclaim(self, ids: Sequence[str], *, token: str) -> list[Lease]:
+    async def reclaim(self, ids: Sequence[str], *, token: str, most: int | None = None) -> list[Lease]:
         """The claims that this token holds: where the answer of `claim` was lost, or is still to come."""
-        return [Lease(*row) for row in await self._run("reclaim", ids=spelled(ids), token=token)]
+        rows = await self._run("reclaim", ids=spelled(ids), token=token, most=most)
+        return [Lease(*row) for row in rows]
 
     async def _refusals(self, ids: Sequence[str]) -> list[Refusal]:
         """Why ids could not be claimed, read after the claim: its snapshot may be older than the cause."""
@@ -459,11 +470,19 @@ class Store:
     # housekeeping
 
     async def make_partitions(self, days: int) -> int:
-        """Make the days of history up to `days` ahead; how many were missing."""
+        """Make the days of history up to `days` ahead; how many were missing.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         return int((await self._run("make_partitions", days=days))[0][0])
 
     async def drop_old_partitions(self, *, keep_ms: int) -> list[str]:
-        """Drop the days of history that are over and of whose tasks none is left; their names."""
+        """Drop the days of history that are over and of whose tasks none is left; their names.
+
+        Raises:
+            StoreUnavailable: also if somebody reads of the history for more than a second.
+        """
         days = [row[0] for row in await self._run("old_partitions", keep_ms=keep_ms)]
         for day in days:
             if re.fullmatch(r"task_runs_\d{8}", day):  # from our own catalogue, and checked all the same

@@ -111,7 +111,7 @@ class Worker:
         reaper = Reaper(
             store, index, metrics, queues, batch=settings.reaper_batch_size, max_losses=settings.max_losses
         )
-        reconciler = Reconciler(store, index, settings, metrics, holder=holder)
+        self._reconciler = reconciler = Reconciler(store, index, settings, metrics, holder=holder)
         sampler = Sampler(store, index, metrics)
         housekeeper = Housekeeper(store, settings, holder=holder)
         return [
@@ -194,14 +194,15 @@ class Worker:
                 await self._first(self._slots.room_made.wait())
                 continue
             try:
-                leases = await self._lessor.take(room)
-                pause, woken = 0.0, False
+                leases = await self._lessor.take(room, most=self._slots.most(room))
+                woken = False
                 if leases:
                     self._slots.put(leases)
                 else:
                     woken = bool(
                         await self._first(self._index.wait(self._settings.worker_queues, _IDLE_WAIT_S))
                     )
+                pause = 0.0  # not before: a Redis that refuses writes answers while there is nothing to lease
             except SchedulerError as error:
                 if not pause:
                     self._log.warning("cannot lease; trying again", error=str(error))
@@ -229,12 +230,12 @@ class Worker:
             return
         self._settler.add(decide(lease, result, handler, self._settings))
 
-    def _release(self, leases: Sequence[Lease]) -> None:
+    def _release(self, leases: Sequence[Lease], after_ms: int = 0) -> None:
         """Give back what was claimed and not finished, no budget spent, in its old order."""
         # The ids of one lease go to the head of their list together: the oldest lease must go last.
         batches = [list(batch) for _, batch in groupby(leases, key=attrgetter("token"))]
         for lease in chain.from_iterable(reversed(batches)):
-            result = Result("interrupted", "given back before it was finished")
+            result = Result("interrupted", "given back before it was finished", after_ms)
             self._settler.add(decide(lease, result, None, self._settings))
 
     # Called from the heartbeat's thread
@@ -252,10 +253,10 @@ class Worker:
         What it held is settled first, through the thread's own store: the culprit as timed out, outcomes that
         were reached as they are, and the rest is given back.
         """
-        now = clock.monotonic()
-        stuck = [r for r in self._slots.runs() if now - r.context.deadline > _STUCK_AFTER_S]
+        stuck = self._slots.unending(_STUCK_AFTER_S)
         if not stuck:
             return
+        now = clock.monotonic()
         culprits = {r.lease.id for r in stuck}
         self._log.error("a handler cannot be ended; leaving", tasks=sorted(culprits))
         batch = self._settler.outstanding()
@@ -287,9 +288,10 @@ class Worker:
         except SchedulerError as error:
             self._log.error("could not settle before leaving", error=str(error))
         try:
-            await store.leave(self.identity.id)
+            await failpoints.through("leave.sign_off", store.leave(self.identity.id))
         except SchedulerError as error:
             self._log.error("could not sign off before leaving", error=str(error))
+        await failpoints.landed()
 
     # Stopping
 
@@ -300,9 +302,10 @@ class Worker:
             self._slots.interrupt()
             # Async handlers end when cancelled; one that does not, or sits in a thread, is given back.
             await self._until_idle(_CANCEL_S)
-            self._release([r.lease for r in self._slots.runs() if not r.lease.ended])
+            self._release(self._slots.unfinished())
         await self._settler.stop()
         await self._slots.close()
+        self._reconciler.stop()
         await asyncio.gather(*(loop.stop() for loop in self._loops))
         await self._heartbeat.stop()
 

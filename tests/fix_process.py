@@ -26,6 +26,7 @@ import psycopg
 import pytest
 from fix_servers import WHEEL, Servers
 
+from bench.vitals import below
 from scheduler import config
 from scheduler.supervisor import free_port
 
@@ -45,23 +46,6 @@ def free_ports(n: int) -> int:
         first = free_port()
         if all(free_port(first + i) == first + i for i in range(n)):
             return first
-
-
-def children(pid: int) -> set[int]:
-    """Every living process below `pid`, itself not among them."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents.setdefault(int(parent), []).append(int(folder.name))
-    found: set[int] = set()
-    front = [pid]
-    while front:
-        below = parents.get(front.pop(), [])
-        found.update(below)
-        front += below
-    return found
 
 
 def alive(pid: int) -> bool:
@@ -128,11 +112,11 @@ class Process:
 
     def kill(self) -> None:
         """End it and all that it started."""
-        below = children(self.pid)
+        started = below(self.pid)
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
-        for pid in below:  # those with a lifeline are on their way; a test must not wait for them
+        for pid in started:  # those with a lifeline are on their way; a test must not wait for them
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for reader in self._readers:

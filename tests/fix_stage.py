@@ -5,12 +5,15 @@
     stage.recover(worker, "lease.pop:kill")        # it was hit, and what died is started again
     stage.judge()                                  # everything ends, and the audit finds nothing
 
+What comes late (`lease.pop:late`) comes before the audit: `judge` waits for it, and `happened` names it.
 `judge` raises `Red` if anything is amiss: a broken build must come to that, and to nothing else.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +30,7 @@ from fix_servers import Servers, new_directory
 from bench import index, journal, load
 from bench.audit import audit
 from bench.builds import made
-from bench.receipts import LoadResult
+from bench.receipts import LoadResult, promised
 from bench.stand import Part, Stand
 from bench.system import settings_of
 
@@ -80,6 +83,9 @@ class Stage:
         self.prefix = stand.env["REDIS_PREFIX"]
         self.quiet_s = _QUIET_S
         self.api = stand.api("api").start()
+        self.happened: list[str] = []
+        """The late effects that had happened when the audit began."""
+        self._late: dict[str, Callable[[], str]] = {}
         self._results: list[LoadResult] = []
 
     def clear(self) -> None:
@@ -90,6 +96,8 @@ class Stage:
                 part.log.unlink(missing_ok=True)
         self.stand.parts[:] = [self.api]
         self._results.clear()
+        self._late.clear()
+        self.happened = []
         self.quiet_s = _QUIET_S
         self.query(f"TRUNCATE {_TABLES}")
         self.forget()
@@ -144,23 +152,48 @@ class Stage:
             crash: The failpoint that it is armed with.
             ends: With which code it ends there if it is not killed; None: it goes on.
         """
-        point, mode = crash.split(":")[:2]
-        self.until(lambda: f"failpoint {point}:{mode} was hit" in part.said(), _HIT_S, f"{crash} was not hit")
-        if mode == "kill" or ends is not None:
-            assert part.wait(5) == (-9 if mode == "kill" else ends)
+        self.hit(crash, part.said)
+        killed = crash.split(":")[1] == "kill"
+        if killed or ends is not None:
+            assert part.wait(5) == (-9 if killed else ends)
             part.env["SCHEDULER_FAILPOINT"] = ""
             part.start()
         assert part.alive
 
     def command(self, crash: str, *args: str) -> None:
-        """Run a command that meets its failpoint, and then once more as a person would."""
-        point, mode = crash.split(":")
-        done = self.stand.command(*args, SCHEDULER_FAILPOINT=crash)
-        assert f"failpoint {point}:{mode} was hit" in done.stderr, done
-        assert (done.returncode == -9) == (mode == "kill"), done
-        again = self.stand.command(*args)
+        """Run a command that meets its failpoint, and then once more as a person would.
+
+        Where the effect is late, this does not wait for it: the first process stays until it has happened.
+        """
+        log = self.stand.folder / f"command-{next(_NUMBERS)}.log"
+        with log.open("wb") as errors:
+            first = subprocess.Popen(
+                [sys.executable, "-m", "scheduler", *args],
+                env=self.stand.env | {"SCHEDULER_FAILPOINT": crash},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        try:
+            self.hit(crash, log.read_text)
+            if not crash.endswith(":late"):
+                first.wait(_HIT_S)
+            again = self.stand.command(*args)
+            code = first.wait(_HIT_S)
+        finally:
+            first.kill()
+            first.wait()
+        assert (code == -9) == crash.endswith(":kill"), log.read_text()
         if again.returncode not in {0, 2} or "Traceback" in again.stderr:
             raise Red(f"{args} could not be done: {again}")
+
+    def hit(self, crash: str, said: Callable[[], str]) -> None:
+        """See in its log that a process has met its failpoint; `judge` waits for what is late."""
+        point, mode = crash.split(":")[:2]
+        name = f"{point}:{mode}"
+        self.until(lambda: f"failpoint {name} was hit" in said(), _HIT_S, f"{crash} was not hit")
+        if mode == "late":
+            self._late[name] = said
 
     def forget(self) -> None:
         """Let Redis lose everything."""
@@ -204,7 +237,7 @@ class Stage:
         return {status for result in self._results for status in result.statuses}
 
     def judge(self, *, lost: int | None = None) -> None:
-        """Wait until everything has ended, with Redis in order at every moment; then audit.
+        """Wait until everything has ended and is there, with Redis in order at every moment; then audit.
 
         Args:
             lost: How many runs may have been lost, exactly; None: any number.
@@ -214,25 +247,32 @@ class Stage:
         """
         deadline = time.monotonic() + self.quiet_s
         with index.connected(self.redis_url) as client:
-            while self.count("tasks WHERE finished_at IS NULL"):
+            while (left := self.count("tasks WHERE finished_at IS NULL")) or self._landed() != [*self._late]:
                 if wrong := index.disorder(index.look(client, self.prefix)):
                     raise Red(f"Redis is out of order: {wrong}")
                 if time.monotonic() > deadline:
-                    raise Red(f"{self.count('tasks WHERE finished_at IS NULL')} tasks do not end")
+                    assert left, f"{[*self._late]} never happened"
+                    raise Red(f"{left} tasks do not end")
                 time.sleep(_LOOK_S)
+        self.happened = self._landed()
         self._audit()
         have = self.count("task_runs WHERE outcome = 'lost'")
         if lost is not None and have != lost:
             raise Red(f"{have} runs were lost and not {lost}")
 
+    def _landed(self) -> list[str]:
+        """The late effects that have happened by now."""
+        return [name for name, said in self._late.items() if f"failpoint {name} happened" in said()]
+
     def _audit(self) -> None:
         receipts = [receipt for result in self._results for receipt in result.receipts]
+        ids, keys = promised(receipts)
         verdict = audit(
             self.postgres_url,
             self.redis_url,
-            [receipt.id for receipt in receipts],
+            ids,
             prefix=self.prefix,
-            keys={receipt.key: {receipt.id} for receipt in receipts},
+            keys=keys,
             doubtful=0,
             max_losses=MAX_LOSSES,
         )

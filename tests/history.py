@@ -25,6 +25,7 @@ class Run(NamedTuple):
     started: float | None
     finished: float
     worker: str = "host:1:a"
+    error: str | None = None
 
 
 class History:
@@ -92,6 +93,7 @@ class History:
             "attempt": attempt,
             "outcome": run.outcome,
             "worker": run.worker,
+            "error": run.error,
             "claimed_at": at(run.claimed),
             "started_at": at(run.started),
             "finished_at": at(run.finished),

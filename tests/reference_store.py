@@ -16,7 +16,8 @@ from typing import Any
 import reference_tables as tables
 from reference_tables import Ended, Key, Leader, QueueRow, Registered, Row, Tables, id_at
 
-from scheduler.errors import StoreError
+from scheduler import lifecycle
+from scheduler.errors import StoreUnavailable
 from scheduler.lifecycle import CLAIMABLE, TERMINAL
 from scheduler.model import (
     Accepted,
@@ -88,7 +89,7 @@ class ReferenceStore:
         key = self.held.idempotency_keys.get((sent.tenant, sent.idempotency_key or ""))
         row = self.held.tasks.get(key.task_id if key else sent.id)
         if row is None:
-            raise StoreError(f"task {sent.id} was neither inserted nor found")
+            raise StoreUnavailable(f"task {sent.id} was neither inserted nor found; it can be sent again")
         if row.id == sent.id:
             return self._created(row)
         same = key is not None and key.fingerprint == sent.fingerprint
@@ -97,7 +98,7 @@ class ReferenceStore:
     # lease, run, settle
 
     async def claim(
-        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int
+        self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int, most: int | None = None
     ) -> tuple[list[Lease], list[Refusal]]:
         now = self.now_ms()
         claimed = {}
@@ -217,16 +218,14 @@ class ReferenceStore:
         """Settle a run as lost; True if that makes its task a dead letter."""
         worker = self.held.workers.get(row.worker or "")
         worker_died = worker is None or worker.alive_until <= self.now_ms()
-        in_company = worker_died and not row.suspect
-        why = "the lease ended while the worker lived"
-        if worker_died:
-            why = "the process that ran the task alone died" if row.suspect else "the worker died"
+        why = "the worker died" if worker_died else "the lease ended while the worker lived"
         now, lease = self.now_ms(), (row.worker, row.lease_token, row.claimed_at or 0)
         self._end(Ended(row.id, row.attempts, "lost", *lease, None, now, why))
+        verdict = lifecycle.after_loss(row.losses, max_losses, in_company=worker_died)
+        died = verdict.status == "dead"
         row.losses += 1
-        row.suspect |= in_company
+        row.suspect |= worker_died
         row.last_error = why
-        died = not in_company and row.losses > max_losses
         row.become("dead" if died else "queued")
         if died:
             row.finished_at = row.dead_at = now

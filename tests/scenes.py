@@ -69,14 +69,17 @@ def beat(stage: Stage, crash: str) -> None:
 
 def release(stage: Stage, crash: str) -> None:
     """A worker fails while it gives back what it had no time to finish."""
-    stage.send([body("work", ms=600)] * 5)
+    late = crash.endswith(":late")
+    stage.send([body("work", ms=600)] * (24 if late else 5))
     worker = stage.worker(crash, SHUTDOWN_GRACE_MS="0", WORKER_POOL="2")
     stage.until(lambda: stage.count("tasks WHERE status = 'running'"), 10, "nothing runs")
+    if late:
+        stage.worker()  # has taken up what was given back when the late effect comes
     worker.signal(signal.SIGTERM)
+    stage.hit(crash, worker.said)
     assert worker.wait(10) == (-9 if crash.endswith(":kill") else 0)
-    point, mode = crash.split(":")
-    assert f"failpoint {point}:{mode} was hit" in worker.said()
-    stage.worker()
+    if not late:
+        stage.worker()
     stage.judge(lost=no_loss(crash))
 
 
@@ -96,6 +99,14 @@ def reap(stage: Stage, crash: str) -> None:
     stage.judge(lost=None if crash.endswith(":kill") else 3 * (MAX_LOSSES + 1))
 
 
+def put_off(stage: Stage, crash: str) -> None:
+    """A worker fails while it puts off leases that Postgres does not let it reap."""
+    stage.send([body("sleeper", sleep_ms=2.5 * LEASE_MS)] * 3)
+    with refusing(stage.query, "task_runs", "NEW.outcome = 'lost'"):
+        stage.recover(stage.worker(crash), crash)
+    stage.judge()
+
+
 def leave(stage: Stage, crash: str) -> None:
     """A worker fails while it settles what it holds, before it leaves a handler that cannot be ended."""
     blocks = body("blocks", retries=0, s=60) | {"timeout_ms": 300}
@@ -108,8 +119,7 @@ def leave(stage: Stage, crash: str) -> None:
         return not stage.count("tasks WHERE finished_at IS NULL")
 
     stage.until(ended, 25, "they do not end")
-    settled = crash.endswith((":kill", ":lost"))
-    stage.judge(lost=0 if settled else None)
+    stage.judge(lost=None if crash == "leave.commit:exception" else 0)
     if stage.count("task_runs WHERE outcome = 'timed_out'") != 1:
         raise Red("the handler that cannot be ended has not timed out once")
     if stage.count("task_runs WHERE error LIKE '%while the worker lived%'") and not crash.endswith(":kill"):
@@ -229,6 +239,7 @@ SCENES: dict[str, Scene] = {
     "release": release,
     "pump": pump,
     "reap": reap,
+    "reap.put_off": put_off,
     "leave": leave,
     "reconcile": reconcile,
     "reconcile.adopt": adopt,

@@ -1,7 +1,7 @@
 -- Turn leased ids into running attempts: each accepted row gets its next attempt number, the fence.
 --
--- in   ids (in id order), token and worker of the lease, vis_ms
--- out  one row a claim; an id that is missing was refused: see look.sql
+-- in   ids (in id order), token and worker of the lease, vis_ms, most (bytes of a payload; NULL = any)
+-- out  one row a claim, with NULL for a payload that is larger; an id that is missing was refused: see look.sql
 --
 -- The guard names the input, so that it belongs to the join. Where statistics were taken while no row was queued,
 -- Postgres would take a guard on the row alone for one that leaves almost nothing, and begin with all of `tasks`.

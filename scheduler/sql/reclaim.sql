@@ -1,6 +1,6 @@
 -- The claims that this token holds: where the answer of claim.sql was lost on its way, or is still to come.
 --
--- in   ids, token
+-- in   ids, token, most
 -- out  as claim.sql
 SELECT {lease}
 FROM tasks AS t

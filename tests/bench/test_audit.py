@@ -87,6 +87,22 @@ def test_what_others_have_in_the_stores_is_not_judged(burst):
     assert burst.judge().passed
 
 
+@pytest.mark.parametrize("place", ["retry:low", "leases"])
+def test_what_is_left_of_others_is_found_once_nobody_has_an_open_task(burst, place):
+    burst.index.zadd(NAMES[place], {STRANGER: 1})
+    assert failed(burst.judge()) == {"left in Redis": (1, (STRANGER,))}
+    burst.history.task("queued")
+    assert burst.judge().passed
+
+
+def test_a_person_sees_the_first_offenders_and_json_has_all(burst):
+    lost = [f"00000000-0000-7000-8000-00000000fff{n}" for n in range(7)]
+    verdict = burst.judge(*lost)
+    assert verdict.lines()[1] == f"  lost: 7 (accepted, and no row is there) {' '.join(lost[:5])} and 2 more"
+    [found] = [check for check in verdict.record()["checks"] if check["offenders"]]
+    assert found["examples"] == tuple(lost)
+
+
 def test_a_lost_row_is_found(burst):
     verdict = burst.judge(STRANGER)
     assert failed(verdict) == {"lost": (1, (STRANGER,))}

@@ -74,10 +74,13 @@ def test_a_redrive_gives_a_new_budget(stores):
     assert stores.judge(stores.history.task("cancelled", *runs, max_retries=1, failures=2, redrives=1)) == {}
 
 
-@pytest.mark.parametrize(("suspect", "allowed"), [(False, 3), (True, 4)])
-def test_losses_beyond_the_budget_are_found(stores, suspect, allowed):
+@pytest.mark.parametrize(
+    ("suspect", "error", "allowed"),
+    [(False, None, 3), (True, None, 3), (False, "the worker died", 3), (True, "the worker died", 31)],
+)
+def test_losses_beyond_the_budget_are_found(stores, suspect, error, allowed):
     def lost(n: int) -> str:
-        runs = [Run("lost", i, None, i + 0.5) for i in range(n)]
+        runs = [Run("lost", i, None, i + 0.5, error=error) for i in range(n)]
         return stores.history.task("cancelled", *runs, suspect=suspect)
 
     within, beyond = lost(allowed), lost(allowed + 1)

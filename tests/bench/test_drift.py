@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,11 +19,16 @@ from history import History, Run
 
 from bench import drift, index
 from bench.drift import MEANINGS, Exporter, audit_live
+from bench.receipts import LoadResult, Receipt, write_ledger
 from scheduler import keys
 
 PREFIX = "sched1"
 NAMES = dict(zip(keys.NAMES, keys.shard_keys(PREFIX, "default"), strict=True))
 PAST, FUTURE = 1, 4_000_000_000_000
+SUCCESS = Run("succeeded", 1, 1, 2)
+LONG_AGO = {"finished_at": "2020-01-01"}
+STRANGER = "00000000-0000-7000-8000-00000000ffff"
+ROOT = Path(__file__).parents[2]
 RUNNING = {"worker": "w", "lease_token": "t", "attempts": 1}
 
 
@@ -77,7 +84,7 @@ def test_a_system_in_order_is_not_adrift(stores):
     stores.running(lapsed=False)
     dead = stores.history.task("dead", Run("failed", 1, 1, 2), reason="failed", max_retries=0)
     stores.redis.zadd(NAMES["dlq:low"], {dead: 1})
-    stores.history.task("succeeded", Run("succeeded", 1, 1, 2))
+    stores.history.task("succeeded", SUCCESS)
     assert adrift(stores.look(), stores.look()) == {}
 
 
@@ -114,7 +121,7 @@ def test_a_lease_that_nobody_reaps_is_adrift(stores):
 
 
 def test_a_lease_in_redis_that_nobody_looks_after_is_adrift(stores):
-    id_ = stores.history.task("succeeded", Run("succeeded", 1, 1, 2))
+    id_ = stores.history.task("succeeded", SUCCESS)
     stores.leased(id_, PAST)
     first = stores.look()
     assert adrift(first, stores.look()) == {"unreaped": [id_]}
@@ -124,12 +131,55 @@ def test_a_lease_in_redis_that_nobody_looks_after_is_adrift(stores):
 
 def test_dead_letters_that_stay_different_are_adrift(stores):
     dead = stores.history.task("dead", Run("failed", 1, 1, 2), reason="failed", max_retries=0)
-    alive = stores.history.task("succeeded", Run("succeeded", 1, 1, 2))
+    alive = stores.history.task("succeeded", SUCCESS)
     stores.redis.zadd(NAMES["dlq:low"], {alive: 1})
     first = stores.look()
     assert adrift(first, stores.look()) == {"dead_letters": sorted([dead, alive])}
     stores.redis.zadd(NAMES["dlq:low"], {dead: 1})
     assert adrift(first, stores.look()) == {"dead_letters": [alive]}
+
+
+@pytest.mark.parametrize("place", ["retry:low", "leases"])
+@pytest.mark.parametrize("whose", ["ended", STRANGER, "no id at all"])
+def test_what_is_left_of_a_task_that_is_not_open_is_adrift(stores, place, whose):
+    done = stores.history.task("succeeded", SUCCESS, **LONG_AGO)
+    id_ = done if whose == "ended" else whose
+    first = stores.look()
+    stores.redis.zadd(NAMES[place], {id_: FUTURE})
+    stores.redis.hset(NAMES["live"], id_, "t" if place == "leases" else "")
+    assert adrift(first, stores.look()) == {}
+    assert adrift(stores.look(), stores.look()) == {"left": [id_]}
+
+
+def test_a_cancelled_id_may_wait_in_its_list(stores):
+    stores.queued(stores.history.task("cancelled", **LONG_AGO))
+    assert adrift(stores.look(), stores.look()) == {}
+
+
+@pytest.mark.parametrize(("ahead_s", "left"), [(drift.LEASE_S - 1, False), (drift.LEASE_S + 1, True)])
+def test_a_lease_may_outlive_its_cancelled_run_and_no_other_may_begin(stores, ahead_s, left):
+    id_ = stores.history.task("cancelled", Run("cancelled", 1, 1, 2))
+    stores.history.execute("UPDATE tasks SET finished_at = now() WHERE id = %s", id_)
+    stores.leased(id_, int(1000 * (stores.redis.time()[0] + ahead_s)))
+    assert adrift(stores.look(), stores.look()) == ({"left": [id_]} if left else {})
+
+
+def test_a_task_that_comes_during_a_look_is_not_left(stores, monkeypatch):
+    def late(client: Any, prefix: str) -> index.Index:
+        if not stores.history.ids:
+            stores.running(lapsed=False)
+        return real(client, prefix)
+
+    real = index.look
+    monkeypatch.setattr(index, "look", late)
+    look = stores.look()
+    assert (len(look.index.leased), look.open, look.left) == (1, {}, frozenset())
+
+
+def test_the_document_tells_every_kind():
+    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", text.partition("## Drift")[2], re.MULTILINE))
+    assert rows == MEANINGS
 
 
 # --- the command ---
@@ -159,8 +209,14 @@ def planted(postgres_url, redis_url):
     with redis.Redis.from_url(redis_url) as client:
         made = Stores(history, client, None)
         made.queued(history.task("queued"))
-        history.task("succeeded", Run("succeeded", 1, 1, 2))
+        history.task("succeeded", SUCCESS)
         yield made
+
+
+def given(*answers: tuple[str, str]) -> LoadResult:
+    """What a load brought back that was given these ids, each for its key."""
+    receipts = [Receipt(id_, n, 0, 0, 0, key=key) for n, (id_, key) in enumerate(answers)]
+    return LoadResult(len(answers), 0, receipts)
 
 
 def test_open_tasks_are_no_offence_on_a_live_system(planted, postgres_url, redis_url):
@@ -194,9 +250,34 @@ def test_the_command_judges_a_ledger_and_a_live_system(planted, bench, tmp_path)
     assert done.stdout.startswith("audit passed: 1 accepted, 1 queued")
 
 
+def test_the_command_tells_a_key_that_was_answered_with_two_tasks(planted, bench, tmp_path):
+    ids = [planted.history.task("succeeded", SUCCESS, idempotency_key="k") for _ in range(2)]
+    write_ledger(given((ids[0], "k"), (ids[0], "k"), (ids[1], "k")), tmp_path / "ledger.csv")
+    done = bench(str(tmp_path / "ledger.csv"), "--json")
+    found = {c["name"]: c["examples"] for c in json.loads(done.stdout)["checks"] if c["offenders"]}
+    assert found == {"key with two rows": ["k"], "key with two answers": ["k"]}
+
+
+def test_the_command_finds_rows_that_no_request_explains(planted, bench, tmp_path):
+    planted.history.execute("DELETE FROM tasks WHERE finished_at IS NULL")
+    planted.redis.flushdb()
+    strangers = [planted.history.task("succeeded", SUCCESS) for _ in range(8)]
+    ledger = tmp_path / "ledger.jsonl"
+    write_ledger(given((planted.history.ids[1], "")), ledger)
+    assert bench(str(ledger), "--doubtful", "8").returncode == 0
+    done = bench(str(ledger), "--doubtful", "1")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].startswith("  unexpected: 7 (a task that nobody sent) ")
+    assert done.stdout.splitlines()[1].endswith(" and 2 more")
+    done = bench(str(ledger), "--doubtful", "0", "--json")
+    [found] = [c for c in json.loads(done.stdout)["checks"] if c["offenders"]]
+    assert sorted(found["examples"]) == strangers
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--live", "--doubtful", "1"), "with --live leave it out"),
         ((), "name the ledger"),
         (("--live", "--metrics-addr", ":0"), "--metrics-addr needs --watch"),
         (("no such file",), "the ledger cannot be read"),

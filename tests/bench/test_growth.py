@@ -7,10 +7,13 @@ import json
 import psycopg
 import pytest
 
+from bench import growth, record
 from bench.churn import Shape, told_by
 from bench.cli import main
+from bench.company import told
 from bench.filling import fill
 from bench.parking import QUEUE
+from bench.rows import Row, table
 
 
 def test_filled_rows_are_such_as_the_product_makes(postgres_url):
@@ -58,12 +61,41 @@ def test_a_table_that_nobody_vacuums_grows():
     assert found["churn.open"] == pytest.approx(1000 / 700)
 
 
+@pytest.mark.parametrize(("found", "code"), [(900.0, 0), (800.0, 1)])
+def test_the_record_tells_what_was_compared_and_what_else_the_machine_did(
+    found, code, monkeypatch, tmp_path, capsys
+):
+    [limit] = [limit for limit in growth.LIMITS if limit.name == "drain"]
+    rounds = [{"tasks.full.drain": found, "tasks.small.drain": 1000.0}]
+    monkeypatch.setattr(growth, "measure", lambda size, seed: ([Row.of(limit, rounds)], rounds))
+    monkeypatch.chdir(tmp_path)
+    assert main(["growth", "--finished", "10000000", "--minutes", "2"]) == code
+    made = record.read(tmp_path / "results" / "growth.json")
+    shown = capsys.readouterr().out
+    assert made["command"] == "bench growth --finished 10000000 --minutes 2.0 --seed 1"
+    assert table(made) in shown
+    assert growth.sizes(made).startswith("10,000,000 tasks that have ended and 1,000,000 open ones, against")
+    assert told(made) in shown
+    assert {"quick", "seconds", "busy_percent", "steal_percent", "disturbed"} < made["result"].keys()
+    assert made["result"]["rounds"] == rounds
+
+
+def test_every_page_of_tasks_has_a_denominator():
+    pages = [limit for limit in growth.LIMITS if limit.of.startswith("pages.")]
+    assert {limit.against for limit in pages} == {limit.of.replace("full", "small") for limit in pages}
+    assert [limit.name for limit in pages if limit.must is None] == ["dead"]  # no index finds these
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_growth_is_measured_and_recorded(tmp_path):
     out = tmp_path / "growth.json"
     assert main(["growth", "--quick", "--out", str(out)]) == 0
-    rows = {row["name"]: row for row in json.loads(out.read_text(encoding="utf-8"))["result"]["rows"]}
+    result = json.loads(out.read_text(encoding="utf-8"))["result"]
+    rows = {row["name"]: row for row in result["rows"]}
+    assert result["quick"]
     assert {"enqueue", "drain", "claim", "settle", "reconcile", "lookup", "rebuild", "churn"} <= set(rows)
-    assert all(value > 0 for name in ("drain", "reconcile", "lookup") for value in rows[name]["others"])
+    assert all(
+        value > 0 for name in ("drain", "reconcile", "lookup", "dead") for value in rows[name]["others"]
+    )
     assert all(value > 0 for value in rows["rebuild"]["values"])

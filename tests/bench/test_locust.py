@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from stub_api import StubApi
 
+from bench.receipts import read_ledger
+
 psutil = pytest.importorskip("psutil", reason="Locust, which brings it, is not installed")
 
 LOCUSTFILES = Path(__file__).resolve().parents[2] / "locustfiles"
@@ -52,12 +54,12 @@ class Finished:
 
 @pytest.fixture
 def locust(api, tmp_path) -> Callable[..., Finished]:
-    """Run a scenario headless against the stub: `locust("mix", "-n 300")`. The file is named last."""
+    """Run a scenario headless, by default against the stub: `locust("mix", "-n 300")`. The file is last."""
 
-    def run(scenario: str, options: str) -> Finished:
+    def run(scenario: str, options: str, host: str = "") -> Finished:
         port = _free_port()
         statistics = tmp_path / "statistics.json"
-        command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--host", api.url]
+        command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--host", host or api.url]
         command += [
             "--json-file",
             str(statistics.with_suffix("")),
@@ -172,6 +174,8 @@ def test_an_api_that_forgets_keys_fails_the_idempotency_scenario(api, locust):
     [
         ("-pct-flaky 90 -pct-fail 20", 2, "the percentages add up to 110"),
         ("-n 0", 2, "n is 0"),
+        ("--priorities 1,2", 2, "--priorities is '1,2'; it must be four numbers"),
+        ("--ledger /proc/nowhere", 2, "the ledger /proc/nowhere cannot be written"),
         ("--processes 2 -w 1 -n 10", 1, "2 processes need at least as many users (-w), not 1"),
     ],
 )
@@ -180,6 +184,46 @@ def test_options_that_cannot_work_are_refused(locust, options, code, error):
     assert ended.code == code
     assert error in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("processes", ["", pytest.param("--processes 2", marks=[pytest.mark.slow])])
+def test_a_ledger_has_a_receipt_for_each_accepted_task(api, locust, tmp_path, processes):
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text("what an earlier run has left\n")
+    ended = locust("steady", f"{processes} -n 60 --task-rate 100 -w 4 --e2e-sample 0 -ledger {ledger}")
+    assert ended.code == 0, ended.err
+    receipts = list(read_ledger(ledger))
+    assert {receipt.id for receipt in receipts} == set(api.tasks)
+    assert sorted(receipt.place for receipt in receipts) == list(range(60))
+    for receipt in receipts:  # in a run at a rate each counts from its own time
+        assert receipt.intended == pytest.approx(receipt.place / 100, abs=1e-5)
+        assert receipt.intended <= receipt.sent <= receipt.answered
+
+
+def test_a_replay_is_told_in_its_receipt(api, locust, tmp_path):
+    """The first answers break off after the task was accepted, so the body is sent again."""
+    api.break_connections(3)
+    ended = locust("mix", f"-n 10 -w 1 --e2e-sample 0 --ledger {tmp_path / 'ledger.jsonl'}")
+    assert "10 tasks accepted" in ended.out
+    assert "Traceback" not in ended.err
+    receipts = list(read_ledger(tmp_path / "ledger.jsonl"))
+    assert len(api.tasks) == len({receipt.id for receipt in receipts}) == 10
+    assert [receipt.replay for receipt in receipts] == [True] + [False] * 9
+
+
+@pytest.mark.slow
+def test_the_real_api_lets_one_of_two_racing_requests_win(site, locust, tmp_path):
+    here = site()
+    ledger = tmp_path / "ledger.jsonl"
+    ended = locust("idempotency", f"-n 50 -w 8 --e2e-sample 20 --ledger {ledger}", here.system.host)
+    assert ended.code == 0, ended.err
+    requests = {name: row["num_requests"] for (kind, name), row in ended.rows.items() if kind == "POST"}
+    assert requests == {"race": 100, "replay": 50, "conflict": 50}
+    assert _sum(ended.rows, "POST", "num_failures") == 0
+    assert here.value("SELECT count(*) FROM tasks") == 50
+    assert _sum(ended.rows, "E2E") >= 17  # every third one is followed
+    here.drained()
+    here.prove([receipt.id for receipt in read_ledger(ledger)])
 
 
 @pytest.mark.slow
@@ -218,9 +262,11 @@ def test_a_bare_start_serves_its_web_ui_on_loopback_and_runs_from_there(api, tmp
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", int(port)), timeout=5)
         form = {"user_count": 4, "spawn_rate": 100, "host": api.url, "total": 50, "e2e_sample": 5}
+        form |= {"ledger": str(tmp_path / "chosen"), "totals": str(tmp_path / "by others")}
         _fetch(f"{url}/swarm", urllib.parse.urlencode(form).encode())
         _eventually(lambda: json.loads(_fetch(f"{url}/stats/requests"))["state"] == "stopped")
         assert len(api.tasks) == 50
+        assert not list(tmp_path.iterdir())  # a page cannot name a file to write to
     finally:
         process.terminate()
         out, _ = process.communicate(timeout=15)

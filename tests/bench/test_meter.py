@@ -53,7 +53,8 @@ def test_the_cpu_of_children_counts_also_after_their_end():
         ({"statements": 1.021, "cpu.all": 60}, ["statements: 1.021 a task, and it was 1.000"]),
         ({"statements": 0.979, "cpu.all": 60}, ["statements: 0.979 a task, and it was 1.000"]),
         ({"statements": 1.0, "ping": 1.0}, ["ping: 1.000 a task, and it was 0.000"]),
-        ({"statements": 1.0, "ping": 0.004}, []),
+        ({"statements": 1.0, "ping": 0.0004}, []),
+        ({"statements": 1.0, "ping": 0.001}, ["ping: 0.001 a task, and it was 0.000"]),
         ({"statements": 1.0, "cpu.all": 69.9}, []),
         ({"statements": 1.0, "cpu.all": 70.1}, ["cpu.all: 70.100 a task, and it was 50.000"]),
         ({"statements": 1.0, "cpu.all": 1.0}, []),
@@ -62,6 +63,12 @@ def test_the_cpu_of_children_counts_also_after_their_end():
 )
 def test_a_change_is_told_where_it_is_more_than_a_wobble(found, told):
     assert changes(found, {"statements": 1.0, "cpu.all": 50.0}) == told
+
+
+@pytest.mark.parametrize(("calls", "told"), [(96, 0), (97, 0), (95, 0), (98, 1), (94, 1), (126, 1)])
+def test_two_percent_of_the_calls_of_batches_are_a_change(calls, told):
+    """Three thousand tasks in batches of a hundred, each asked for with three statements."""
+    assert len(changes({"statements": calls / 3000}, {"statements": 96 / 3000})) == told
 
 
 @pytest.mark.slow

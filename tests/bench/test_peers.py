@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fix_process import alive, until
 
-from bench import contest, marks, peer
+from bench import contest, marks, peer, peers, record
 from bench.cli import main
 from bench.known_peers import PEERS
 from bench.lineup import Entry, Lineup, gathered, present
@@ -22,7 +23,7 @@ from bench.marks import Mark
 from bench.peer import APPS, Entrant, Peer, Setup
 from bench.peer_stores import Counted, total
 from bench.rows import AIM_MISSED, MUST_MISSED, OK
-from bench.standings import best_of, drained, judged, lost, waited
+from bench.standings import Standings, best_of, drained, judged, lost, waited
 from bench.stats import middle_rate
 from scheduler.embedded import Redis
 from scheduler.errors import StartError
@@ -97,6 +98,25 @@ def entry(told: str, kept: str) -> Entry:
     return Entry(told.lower(), told, kept, dict)
 
 
+def standings(ours: float, absent: Mapping[str, str] | None = None) -> Standings:
+    """A contest of ours, pgbench, and those of PEER_OF who are not absent."""
+    absent = absent or {}
+    here = {setup: name for setup, name in PEER_OF.items() if name not in absent}
+    entries = {name: Entry(here.get(name, name), name, "a log", dict) for name in ("ours", "pgbench", *here)}
+    waits = {f"{name}-pace.{p}": 2.5 for name in ("ours", *here) for p in ("p50", "p95", "p99")}
+    toll = dict.fromkeys(("held", "again", "lost", "twice", "last_s"), 1.0)
+    return Standings(
+        versions=dict.fromkeys({*here.values()}, "1.0"),
+        absent=absent,
+        bursts=entries,
+        paces={f"{name}-pace": entry for name, entry in entries.items() if name != "pgbench"},
+        kills={"ours-kill": entries["ours"]},
+        rounds=[each | waits for each in rounds(ours, 9_000, 6_000)],
+        deaths=[{f"ours-kill.{name}": value for name, value in toll.items()}],
+        patience_s=90.0,
+    )
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The toy with workers of one process each, as an installed peer on a Redis of its own."""
@@ -136,6 +156,43 @@ def test_a_setup_that_does_a_peer_no_justice_is_seen():
     rows = {row.limit.name: row for row in judged(rounds(30_000, 6_000, 6_000), PEER_OF)}
     assert rows["pgqueuer-itself"].verdict == AIM_MISSED
     assert rows["dramatiq-itself"].verdict == OK
+
+
+def test_a_peer_with_a_bound_that_could_not_be_measured_is_a_bound_missed():
+    found = standings(30_000, {"dramatiq": "no network", "rq": "no network"})
+    rows = {row.limit.name: row for row in found.rows}
+    assert rows["pgqueuer"].verdict == OK
+    assert rows["dramatiq"].verdict == MUST_MISSED
+    assert rows.keys() == {"pgqueuer", "pgqueuer-itself", "dramatiq"}  # of rq nothing is promised
+    assert "Dramatiq, which was not measured" in found.text()
+    assert "Not measured: dramatiq. no network" in found.text()
+
+
+@pytest.mark.parametrize(
+    ("options", "ours", "absent", "code"),
+    [
+        ((), 30_000, {}, 0),
+        ((), 9_000, {}, 1),
+        ((), 30_000, {"pgqueuer": "its workers did not start"}, 1),
+        ((), 30_000, {"rq": "no network"}, 0),
+        (("--quick",), 30_000, {"pgqueuer": "its workers did not start"}, 0),
+    ],
+)
+def test_the_command_ends_with_the_verdict(options, ours, absent, code, monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "_found", lambda args, effort: standings(ours, absent))
+    out = tmp_path / "peers.json"
+    assert main(["peers", *options, "--out", str(out)]) == code
+    result = record.read(out)["result"]
+    assert result["quick"] is bool(options)
+    assert {"seconds", "busy_percent", "disturbed"} < result.keys()
+
+
+@pytest.mark.parametrize("absent", [{}, {"dramatiq": "no network"}])
+def test_the_record_makes_the_same_tables(absent):
+    found = standings(20_000, absent)
+    kept = Standings.read(json.loads(json.dumps(found.data())))
+    assert kept.text() == found.text()
+    assert kept.data() == found.data()
 
 
 def test_every_arm_is_told_with_what_it_keeps():

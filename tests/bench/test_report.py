@@ -95,6 +95,22 @@ def test_the_table_is_aligned_markdown():
     assert cells == ["10k", "3 × 12", "~36", "22 s", "450/s", "25 ms", "800 ms", "2.0%", "1,800", "12"]
 
 
+def test_repeats_are_one_row_of_medians_and_ranges():
+    rows = [
+        Snapshot(10_000, 3, 12, 10_000, drain, held, run, 0.8, 200, 1800, 12)
+        for drain, held, run in ((20.0, 30.0, None), (25.0, 36.4, 0.02), (40.0, 35.0, 0.03))
+    ]
+    (line,) = markdown([rows]).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2:6] == [
+        "~35 (30 to 36)",
+        "25 s (20 s to 40 s)",
+        "400/s (250/s to 500/s)",
+        "25 ms (20 ms to 30 ms)",
+    ]
+    assert cells[6:] == ["800 ms", "2.0%", "1,800", "12"]  # no range where there is none
+
+
 def test_every_column_has_a_meaning():
     assert tuple(MEANINGS) == COLUMNS
     assert len(meanings().splitlines()) == len(COLUMNS)

@@ -6,9 +6,9 @@ import re
 import socket
 
 import pytest
-from fix_process import children
 from stub_servers import old_postgres, old_redis, serving
 
+from bench.vitals import below
 from scheduler import cli
 from scheduler.embedded import Redis
 from scheduler.supervisor import HOST, free_port
@@ -174,7 +174,13 @@ def test_the_data_directory_cannot_be_written(start, idle, tmp_path, servers_nam
     assert up.ends() == 2
     assert up.err == [line for line in up.err if "choose another data directory" in line]
     assert len(up.err) == 1
-    assert children(up.pid) == set()
+    assert below(up.pid) == []
+
+
+@pytest.mark.parametrize("command", [("worker",), ("api",), ("reconcile",)])
+def test_there_is_no_such_failpoint(scheduler, idle, command):
+    env = idle | {"SCHEDULER_FAILPOINT": "nowhere:kill"}
+    refused(scheduler(*command, **env), "SCHEDULER_FAILPOINT='nowhere:kill' is not POINT:MODE[:N]")
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
-from fix_process import environment
+from fix_process import environment, until
 from fix_servers import missing
 
 from scheduler.cli import parser
 from scheduler.config import Settings, load
+from scheduler.supervisor import free_port
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -76,3 +84,68 @@ def test_each_target_runs_its_command(programs):
         assert (words, settings.vis_timeout_ms, settings.metrics_addr[1]) == (target, 1234, 2112)
     words, _ = told("load", programs, "ARGS=-n 5 -w 2")
     assert words == "load -n 5 -w 2"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_the_lab_is_allowed_to_run_as_root_where_it_must(tmp_path, user):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    (tmp_path / "id").chmod(0o755)
+    planned = make("-n", "-o", ".venv/.ready-dev", "lab", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert ("--allow-root" in planned) == (user == 0)
+    assert "--ip=127.0.0.1" in planned
+
+
+def answer(url: str, token: str = "") -> int:
+    """The status of a GET."""
+    headers = {"Authorization": f"token {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def server_at(port: int) -> bool:
+    """Whether anybody listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("jupyterlab") is None, reason="the extra [notebooks] is not installed")
+def test_the_lab_is_on_loopback_wants_its_token_and_ends_with_its_process(tmp_path):
+    port, runtime = free_port(), tmp_path / "runtime"
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("RUNTIME", "CONFIG", "DATA")}
+    words = f"ARGS=--no-browser --ServerApp.port={port} --ServerApp.port_retries=0"
+    command = [shutil.which("make") or missing("make"), "-o", ".venv/.ready-dev", "lab", words]
+    process = subprocess.Popen(
+        [*command, f"BIN={Path(sys.executable).parent}"],
+        cwd=ROOT,
+        env=environment(HOME=str(tmp_path), **own),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: process.poll() is not None or list(runtime.glob("jpserver-*.json")), 60)
+        assert process.poll() is None, process.communicate()[1]
+        [about] = (json.loads(path.read_text()) for path in runtime.glob("jpserver-*.json"))
+        server = psutil.Process(about["pid"])
+        until(lambda: server_at(port), 30)
+        url = f"http://127.0.0.1:{port}/api/contents"
+        assert (answer(url), answer(url, "guessed"), answer(url, about["token"])) == (403, 403, 200)
+        assert len(about["token"]) >= 32
+        listening = [
+            each.laddr for each in server.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+        ]
+        assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", port)]
+        assert server.pid in {process.pid, *(child.pid for child in psutil.Process(process.pid).children())}
+        process.terminate()
+        process.communicate(timeout=30)
+        until(lambda: not server.is_running(), 30)
+    finally:
+        for each in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+            each.kill()
+        process.kill()
+        process.communicate()

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from fix_process import Process, alive, children, environment, until
+from fix_process import Process, alive, environment, until
 
+from bench.vitals import below
 from scheduler.errors import StartError
 from scheduler.stack import Stack
 from scheduler.supervisor import HOST, free_port
@@ -91,22 +92,22 @@ def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, sche
     assert "succeeded" in scheduler("task", "show", task, **exports).stdout
 
     # Ctrl-C stops everything.
-    below = children(up.pid)
-    assert len(below) > 5  # two servers with their watchers, the API, two workers
+    started = below(up.pid)
+    assert len(started) > 5  # two servers with their watchers, the API, two workers
     up.signal(signal.SIGINT)
     assert up.ends() == 0
     assert up.out[-1] == "stopping"
     assert up.err == []
-    until(lambda: not any(map(alive, below)), within_s=5)
+    until(lambda: not any(map(alive, started)), within_s=5)
     assert processes(data) == set()
 
     # The second start finds what the first one left, and dies so that it cannot stop anything itself.
     up = start("up", "--data-dir", str(data), "--workers", "1", **env)
     up.says(r"Ctrl-C stops everything\.")
     assert finished(origin(up), task)
-    below = children(up.pid)
+    started = below(up.pid)
     up.signal(signal.SIGKILL)
-    until(lambda: not any(map(alive, below)), within_s=15)
+    until(lambda: not any(map(alive, started)), within_s=15)
     assert processes(data) == set()
 
 
@@ -130,7 +131,7 @@ def test_a_worker_that_dies_is_replaced_and_without_the_api_the_whole_ends(start
     up.says(r"Ctrl-C stops everything\.")
 
     def pid_of(command: str) -> int:
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(up.pid)}
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(up.pid)}
         [pid] = [pid for pid, line in words.items() if f"\0{command}\0".encode() in line]
         return pid
 
@@ -139,11 +140,34 @@ def test_a_worker_that_dies_is_replaced_and_without_the_api_the_whole_ends(start
     up.says(r"a worker ended with code -9; starting it again")
     until(lambda: answers(address(up, "worker 1 metrics")))
     assert pid_of("worker") != worker
-    below = children(up.pid)
+    started = below(up.pid)
     os.kill(pid_of("api"), signal.SIGKILL)
     assert up.ends() == 2
     assert up.err == [f"scheduler: `scheduler api` ended with code -9; see {tmp_path / 'logs'}"]
-    assert not any(map(alive, below))
+    assert not any(map(alive, started))
+
+
+def test_a_worker_that_does_not_start_again_is_tried_again_and_takes_nothing_with_it(
+    here, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    app = tmp_path / "shop.py"
+    app.write_text("")
+    said: list[str] = []
+    with Stack(environment(**here), tmp_path / "data", said.append) as stack:
+        [(first, _)] = stack.start_workers(1, args=["--app", "shop"])
+        app.write_text("1 / 0  # as a deploy may leave it")
+        first.kill()
+        stack.revive_workers()
+        stack.check(workers=False)
+        with pytest.raises(StartError, match="`scheduler worker` ended with code 2"):
+            stack.check()
+        assert "it did not start; trying again in 0.1 s: " in said[1]
+        app.write_text("")
+        until(lambda: stack.revive_workers() or stack.children[0].returncode is None)
+        stack.check()
+    assert len(said) == 3
+    assert stack.children == []
 
 
 def test_without_its_servers_the_whole_ends(postgres_url, tmp_path):
@@ -162,4 +186,4 @@ def test_a_part_that_does_not_start_is_named_and_the_others_are_stopped(start, h
     [line] = up.err
     assert line.startswith("scheduler: `scheduler worker` ended with exit code 2: ")
     assert "REDIS_ADDR" in line
-    assert children(up.pid) == set()
+    assert below(up.pid) == []

@@ -134,6 +134,19 @@ def test_the_second_signal_ends_a_worker_at_once(here, busy):
     assert status(here, id_) == "running"  # the reaper's now
 
 
+def test_a_worker_that_is_told_to_stop_while_it_starts_stops_in_order(start, here, proxy):
+    wire = proxy(here["POSTGRES_URL"])
+    wire.swallow("down")
+    worker = start("worker", **here | {"POSTGRES_URL": wire.url})
+    until(lambda: wire.links)  # it asks Postgres, and gets no answer
+    worker.signal(signal.SIGTERM)
+    until(lambda: none_pending(worker.pid))
+    wire.heal()
+    assert worker.ends() == 0
+    assert any('"stopped"' in line for line in worker.err)
+    assert row(here, "SELECT count(*) FROM workers") == (0,)
+
+
 @pytest.fixture(params=[60, 0], ids=["asleep", "at work"])
 def blocked(start, here, app, request) -> tuple[Process, str]:
     """A worker whose loop a handler blocks, in one long sleep or in Python, and the id of its task."""

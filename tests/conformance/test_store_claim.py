@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from fix_store import TOKEN, VIS_MS, WORKER, Database, lease_of, open_store
@@ -221,3 +222,30 @@ async def test_a_renewal_names_those_that_are_still_held(store: Store, db: Datab
         db.change(id_, attempts=2)
     assert await store.renew([lease_of(id_) for id_ in reversed(ids)], vis_ms=VIS_MS) == set(ids[1::2])
     assert db.task(ids[0])["worker"] == WORKER
+
+
+# --- large payloads ---
+
+
+@pytest.mark.parametrize("text", ["x", "q7Zt"], ids=["compressed", "two kilobytes in the row"])
+async def test_a_payload_that_is_too_large_does_not_come_with_its_lease(
+    store: Store, db: Database, text: str
+):
+    """What it holds counts, not what it takes in the table: one letter again and again takes a hundredth."""
+    payload = json.dumps({"text": text * 10_000 if text == "x" else text * 400})
+    large, small = db.put("queued", payload=payload), db.put("queued", payload='{"a": 1}')
+    leases, refusals = await store.claim([large, small], token="t", worker="w", vis_ms=VIS_MS, most=1500)
+    assert refusals == []
+    assert [(lease.id, lease.payload) for lease in leases] == [(large, None), (small, {"a": 1})]
+    assert db.task(large)["status"] == "running"
+    again = await store.reclaim([large, small], token="t", most=1500)
+    assert {lease.id: lease.payload for lease in again} == {large: None, small: {"a": 1}}
+    assert [lease.payload for lease in await store.reclaim([large], token="t", most=len(payload) + 10)] == [
+        json.loads(payload)
+    ]
+
+
+async def test_without_a_bound_every_payload_comes(store: Store, db: Database):
+    payload = json.dumps({"text": "x" * 200_000})
+    (lease,), _ = await claim(store, db.put("queued", payload=payload))
+    assert lease.payload == json.loads(payload)

@@ -102,10 +102,36 @@ async def test_every_connection_plans_by_index(connections: Connections, db: Dat
         assert answers == [[("off",)]] * 4
 
 
+async def test_the_server_ends_what_nobody_waits_for_any_more(connections: Connections, db: Database):
+    """It does not notice that its client has gone; each try would leave one behind that holds its locks."""
+    id_, waits = db.put(), "SELECT FROM tasks WHERE id = %(id)s FOR UPDATE"
+    active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND application_name = %s"
+    with db.transaction() as other:
+        other.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", id_)
+        for statement in (waits, "SELECT sum(n) FROM generate_series(1, 1000000000) AS n"):
+            with pytest.raises(StoreUnavailable):
+                await connections.run(statement, {"id": id_})
+        await eventually(lambda: db.value(active, NAME) == 0, within_s=3)
+
+
 async def test_more_callers_than_connections_wait_their_turn(connections: Connections, db: Database):
     answers = await asyncio.gather(*(connections.run("SELECT %(n)s::int", {"n": n}) for n in range(50)))
     assert answers == [[(n,)] for n in range(50)]
     assert len(pids(db)) <= 4
+
+
+async def test_whoever_waits_for_a_free_connection_waits_no_longer_than_for_an_answer(db: Database):
+    connections = connect(db.url, size=1)
+    free = connections._places
+    await free.acquire()  # and whoever has it does not come back
+    before = monotonic()
+    with pytest.raises(StoreUnavailable, match="came free"):
+        await connections.run("SELECT 1")
+    assert monotonic() - before < TIMEOUT_S + 1
+    free.release()
+    for n in range(3):
+        assert await connections.run("SELECT %(n)s::int", {"n": n}) == [(n,)]
+    await connections.close()
 
 
 @pytest.mark.parametrize("threshold", [None, 0, 2])

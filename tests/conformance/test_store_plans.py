@@ -91,8 +91,8 @@ def params(db: Database, n: int) -> dict[str, dict[str, Any]]:
         "worker": "w",
     }
     return {
-        "claim": {"ids": ids, "token": "t", "worker": "w", "vis_ms": 1000},
-        "reclaim": {"ids": ids, "token": "t"},
+        "claim": {"ids": ids, "token": "t", "worker": "w", "vis_ms": 1000, "most": 10_000},
+        "reclaim": {"ids": ids, "token": "t", "most": 10_000},
         "look": {"ids": ids},
         "settle": outcomes,
         "ended": {"ids": ids, "attempts": ones},

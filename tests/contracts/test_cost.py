@@ -208,7 +208,18 @@ def test_an_extra_command_a_task_is_found(counted, monkeypatch):
     assert without_cpu(counted.cost()) == ["redis.commands", "redis.hget"]
 
 
-def test_an_extra_round_trip_a_batch_is_found(counted, monkeypatch):
+def test_an_extra_statement_a_batch_is_found(counted, monkeypatch):
+    claim = Store.claim
+
+    async def ask_first(self: Store, ids: list[str], **how: Any) -> Any:
+        await self.ping()
+        return await claim(self, ids, **how)
+
+    monkeypatch.setattr(Store, "claim", ask_first)
+    assert without_cpu(counted.cost()) == ["postgres.commits", "postgres.statements"]
+
+
+def test_an_extra_script_a_batch_is_found(counted, monkeypatch):
     lease = Shard.lease
 
     async def count_first(self: Shard, *what: Any) -> list[str]:

@@ -103,6 +103,14 @@ async def test_a_migration_that_has_to_wait_for_a_table_makes_nobody_else_wait(
     assert await migrating == ["004_more"]
 
 
+async def test_a_migration_may_take_longer_than_a_statement_of_its_role_may(postgres_url, files):
+    (files / "004_slow.sql").write_text("BEGIN;\nSELECT pg_sleep(0.3);\nCOMMIT;\n")
+    name = rows(postgres_url, "SELECT current_database()")[0][0]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" SET statement_timeout = 100')
+    assert await migrate.apply(postgres_url) == ["004_slow"]
+
+
 async def test_a_table_that_never_comes_free_ends_the_migration(postgres_url, files, monkeypatch):
     monkeypatch.setattr(migrate, "_TABLE_WAIT", "10ms")
     monkeypatch.setattr(migrate, "_LOCK_WAIT_S", 0.0)

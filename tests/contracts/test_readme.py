@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 import scheduler
+from bench import company, growth, record
+from bench.rows import Row, markdown
+from bench.standings import Standings
 from docs import generate
 from docs.generate import BLOCKS, ROOT, renewed
 from scheduler import lifecycle
@@ -126,7 +130,7 @@ def test_a_readme_without_its_marks_is_refused(broken):
 def test_a_readme_that_is_out_of_date_is_found_and_mended(tmp_path, monkeypatch, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(EMPTY)
-    for name in ("RELIABILITY", "PERFORMANCE"):
+    for name in ("RELIABILITY", "PERFORMANCE", "BENCHMARKS"):
         copy = tmp_path / name
         copy.write_text(getattr(generate, name).read_text())
         monkeypatch.setattr(generate, name, copy)
@@ -136,6 +140,39 @@ def test_a_readme_that_is_out_of_date_is_found_and_mended(tmp_path, monkeypatch,
     assert "python docs/generate.py" in capsys.readouterr().err
     assert generate.main([]) == 0
     assert generate.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"), [({}, True), ({"quick": True}, False), ({"only": ["rates"]}, False)]
+)
+def test_a_record_of_a_small_run_or_of_a_part_is_not_told(kept, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "RECORDS", tmp_path)
+    result = {"seconds": 1, "busy_percent": 0.0, "steal_percent": 0.0, "disturbed": False}
+    made = record.make(["bench limits"], {"quick": False, "only": []} | result | kept)
+    never = "Not measured yet: run `bench limits --out docs/records/limits.json`."
+    assert generate.recorded("limits", "bench limits", lambda made: "a table") == never
+    record.write(tmp_path / "limits.json", made)
+    shown = generate.recorded("limits", "bench limits", lambda made: "a table")
+    assert shown == (f"a table\n\n{company.told(made)}" if told else never)
+
+
+def test_the_tables_of_growth_and_of_the_peers_are_those_of_their_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "RECORDS", tmp_path)
+    watched = {"quick": False, "seconds": 1, "busy_percent": 0.0, "steal_percent": 0.0, "disturbed": False}
+    row = Row(growth.LIMITS[0], (9_000.0,), (9_500.0,))
+    size = asdict(growth.Size(minutes=2.0))
+    found = {
+        "growth": {"size": size, "rows": [row.data()]},
+        "peers": Standings({"pgqueuer": "1.6"}, {"dramatiq": "no network"}, {}, {}, {}, [], [], 90.0).data(),
+    }
+    for name, result in found.items():
+        record.write(tmp_path / f"{name}.json", record.make([f"bench {name}"], result | watched))
+    shown = generate.FIGURES["growth.json"]()
+    assert "10,000,000 tasks that have ended" in shown
+    assert markdown([row]) in shown
+    shown = generate.EXPERIMENTS["peers.json"]()
+    assert "pgqueuer 1.6." in shown
+    assert "Not measured: dramatiq. no network" in shown
 
 
 # --- the map ---

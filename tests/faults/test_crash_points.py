@@ -38,6 +38,7 @@ WALK = [
 @pytest.mark.parametrize("crash", WALK)
 def test_nothing_is_lost_at(crash, stage):
     play(stage, crash)
+    assert stage.happened == ([crash] if crash.endswith(":late") else [])
 
 
 def test_a_refused_task_leaves_its_neighbours_alone(stage):

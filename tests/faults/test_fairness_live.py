@@ -14,12 +14,10 @@ from itertools import pairwise
 
 import psutil
 import pytest
-from fix_process import until
 from fix_store import Database
 from fix_system import Site
 
-from bench import load
-from bench.workload import Body
+from bench.strain import critical_s
 from scheduler.fairness import Policy
 from scheduler.model import PRIORITIES
 
@@ -82,30 +80,6 @@ def test_a_worker_under_saturation_shares_by_weight(site):
     order = here.column("SELECT priority FROM tasks ORDER BY claimed_at, lease_token")
     until_empty = len(order) - order[::-1].index("critical") - 1
     check_shares(order[: min(until_empty, WINDOW + 300)])
-
-
-CRITICAL: Body = {"type": "noop", "priority": "critical"}
-CRITICAL_RATE = 50
-
-
-def critical_wait_s(site: Site, seconds: int) -> float:
-    """How long critical tasks wait, 50 of them a second: the median of the p95 of each second."""
-    began = site.system.now()
-    bodies = [CRITICAL] * (CRITICAL_RATE * seconds)
-    load.run(load.open_loop(bodies, host=site.system.host, rate=CRITICAL_RATE))
-    until(
-        lambda: (
-            not site.value("SELECT count(*) FROM tasks WHERE priority = 'critical' AND finished_at IS NULL")
-        )
-    )
-    p95_s = site.column(
-        "SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM r.started_at - t.due_at))"
-        " FROM tasks AS t JOIN task_runs AS r ON r.task_id = t.id"
-        " WHERE t.priority = 'critical' AND t.created_at >= %(began)s"
-        " GROUP BY floor(extract(epoch FROM t.created_at - %(began)s))",
-        began=began,
-    )
-    return statistics.median(p95_s)
 
 
 MOST_BY_OTHERS = 0.15
@@ -216,13 +190,13 @@ def test_critical_tasks_hardly_notice_5000_that_always_fail(site):
     """
     here = site(workers=2)
     ahead_s = here.system.settings.lease_ahead_ms / 1000
-    critical_wait_s(here, 1)
+    critical_s(here.system, 1)
     rounds: list[tuple[float, float]] = []
     for _ in range(6):
         others = Others()
-        idle_s = critical_wait_s(here, 3)
+        idle_s = critical_s(here.system, 3)
         ids = fail(here, 5_000)
-        stormy_s = critical_wait_s(here, 5)
+        stormy_s = critical_s(here.system, 5)
         here.drained()
         here.prove(ids)
         if others.share() < MOST_BY_OTHERS:

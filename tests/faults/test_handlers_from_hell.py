@@ -90,12 +90,10 @@ def hell(site, start) -> Hell:
 
 def test_what_a_handler_raises_is_the_failure_of_its_task_alone(hell):
     """And one that blocks its worker for longer than its lease keeps it: the heartbeat has its own thread."""
-    # Apart from the others: the hog leaves no memory for ten megabytes of text, and what is to be timed out
-    # while its worker is blocked is taken for something that cannot be ended.
-    apart = [{"type": "hogs_memory"}, {"type": "blocks", "payload": {"s": 3}}]
     names = [*(FAILURES.keys() - {"hogs_memory"}), *SUCCESSES]
-    found = hell.run([*({"type": name} for name in sorted(names)), {"type": "hangs", "timeout_ms": 300}])
-    found |= hell.run(apart)
+    blocks, hangs = {"type": "blocks", "payload": {"s": 3}}, {"type": "hangs", "timeout_ms": 300}
+    found = hell.run([blocks, *({"type": name} for name in sorted(names)), hangs])
+    found |= hell.run([{"type": "hogs_memory"}])  # apart from the others: it leaves no memory for their texts
     for name, text in FAILURES.items():
         task = found[name]
         assert (task["status"], task["dead_reason"]) == ("dead", "failed"), task

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
 import pytest
 from fix_api import client_of, open_backend
-from fix_process import children, until
+from fix_process import until
 from fix_system import Site
 
 from bench import load, scrape
 from bench.receipts import LoadResult
+from bench.recovery import Fault, bring_back, crash, silence
 from scheduler.supervisor import Server
 
 RATE = 300
@@ -38,29 +36,8 @@ MOST_CPU = 0.5
 BODIES = [{"type": "noop", "priority": p} for p in ("critical", "high", "default", "low")]
 
 
-def crash(server: Server) -> None:
-    """Let it die. Its port refuses connections."""
-    server.kill()
-
-
-def freeze(server: Server) -> None:
-    """Let it fall silent, with every connection open."""
-    for pid in (server.pid, *children(server.pid)):
-        os.kill(pid, signal.SIGSTOP)
-
-
-def bring_back(server: Server) -> None:
-    """Let it answer again, whichever it was."""
-    if server.alive():
-        for pid in (server.pid, *children(server.pid)):
-            os.kill(pid, signal.SIGCONT)
-    server.start()
-
-
-Fault = Callable[[Server], None]
-
 AWAY_S = 10.0
-FAULTS = [pytest.param(crash, id="crash"), pytest.param(freeze, id="silence")]
+FAULTS = [pytest.param(fault, id=fault.__name__) for fault in (crash, silence)]
 
 
 @dataclass(slots=True)

@@ -208,6 +208,70 @@ async def test_a_commit_whose_answer_is_lost_is_asked_again_and_made_once(
     assert (flow.db.count("tasks"), flow.counted("tasks_enqueued_total")) == (3, 3)
 
 
+async def test_a_key_that_is_forgotten_while_it_is_looked_up_is_used_anew(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    """Taken when the task was to be inserted, and gone when its task was looked for."""
+    key = {"idempotency_key": "a", "fingerprint": "f"}
+    known = flow.store._known
+
+    async def forgotten(tasks):
+        flow.db.rows("DELETE FROM idempotency_keys")
+        return await known(tasks)
+
+    async with enqueuing(flow) as enqueuer:
+        (first,) = await enqueuer.submit([new_task(**key)])
+        monkeypatch.setattr(flow.store, "_known", forgotten)
+        other, again = new_task(), new_task(**key)
+        answers = await asyncio.gather(*(enqueuer.submit([task]) for task in (other, again)))
+    assert [(a.result, a.task.id) for (a,) in answers] == [("created", other.id), ("created", again.id)]
+    assert flow.db.count("tasks") == 3
+    assert again.id != first.task.id
+    await flow.agree()
+
+
+async def test_a_request_outlasts_a_time_without_a_free_connection(make_flow: MakeFlow):
+    flow = await make_flow(STORE_TIMEOUT_MS=100)
+    places = flow.store._connections._places
+    for _ in range(6):
+        await places.acquire()
+    async with enqueuing(flow) as enqueuer:
+        waiting = asyncio.create_task(enqueuer.submit([new_task()]))
+        await asyncio.sleep(0.3)  # the store is unavailable for the first try and the second
+        for _ in range(6):
+            places.release()
+        (accepted,) = await waiting
+    assert await flow.place(accepted.task.id) == "q:default"
+
+
+async def test_whoever_has_waited_long_does_not_fail_those_who_have_not(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    flow = await make_flow(ENQUEUE_TIMEOUT_MS=2000)
+    enqueue = flow.store.enqueue
+    tries = []
+
+    async def away(tasks):
+        tries.append(len(tasks))
+        if len(tries) == 1 or len(tasks) > 1:
+            raise StoreUnavailable("away")
+        return await enqueue(tasks)
+
+    monkeypatch.setattr(flow.store, "enqueue", away)
+    enqueuer = Enqueuer(flow.store, flow.index, flow.settings, flow.metrics)
+    waiting = [asyncio.create_task(enqueuer.submit([new_task()]))]
+    await asyncio.sleep(1)
+    waiting.append(asyncio.create_task(enqueuer.submit([new_task()])))
+    await asyncio.sleep(0)  # let it take its place in the line
+    enqueuer.start()
+    old, young = await asyncio.gather(*waiting, return_exceptions=True)
+    await enqueuer.stop()
+    assert isinstance(old, StoreUnavailable)
+    assert [a.result for a in young] == ["created"]
+    assert tries[0] == 2, "they went together"
+    await flow.agree()
+
+
 async def test_without_postgres_a_request_is_told_in_time(make_flow: MakeFlow):
     flow = await make_flow(
         POSTGRES_URL=f"postgres://a:b@127.0.0.1:{free_port()}/x", ENQUEUE_TIMEOUT_MS=300, STORE_TIMEOUT_MS=200

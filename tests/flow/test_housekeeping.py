@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 from fix_flow import Flow
 
-from scheduler.housekeeping import Housekeeper
+from scheduler.housekeeping import DAYS_AHEAD, Housekeeper
 from scheduler.model import PRIORITIES, new_id
 from scheduler.sampler import Sampler
 
@@ -27,6 +28,18 @@ def partitions(flow: Flow) -> set[str]:
     return {row["relname"] for row in rows}
 
 
+def missing_and_old_day(flow: Flow) -> tuple[str, str]:
+    """Let the last of the days ahead be missing, and an old one be left."""
+    today = flow.db.value("SELECT (now() AT TIME ZONE 'UTC')::date")
+    ahead, past = (f"task_runs_{today + timedelta(days=days):%Y%m%d}" for days in (7, -60))
+    flow.db.rows(f"DROP TABLE IF EXISTS {ahead}, {past}")
+    flow.db.rows(
+        f"CREATE TABLE {past} PARTITION OF task_runs FOR VALUES FROM (uuid_at(now() - interval '61 days'))"
+        " TO (uuid_at(now() - interval '60 days'))"
+    )
+    return ahead, past
+
+
 async def test_a_pass_does_all_that_is_due(flow: Flow, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("scheduler.housekeeping._PAGE", 2)
     gone = [old(flow, "succeeded") for _ in range(5)]
@@ -38,18 +51,52 @@ async def test_a_pass_does_all_that_is_due(flow: Flow, monkeypatch: pytest.Monke
             id_,
         )
     flow.db.worker("silent", alive_ms=-2 * 3_600_000)
-    today = flow.db.value("SELECT (now() AT TIME ZONE 'UTC')::date")
-    ahead, past = (f"task_runs_{today + timedelta(days=days):%Y%m%d}" for days in (7, -60))
-    flow.db.rows(f"DROP TABLE {ahead}")
-    flow.db.rows(
-        f"CREATE TABLE {past} PARTITION OF task_runs FOR VALUES FROM (uuid_at(now() - interval '61 days'))"
-        " TO (uuid_at(now() - interval '60 days'))"
-    )
+    ahead, past = missing_and_old_day(flow)
     await Housekeeper(flow.store, flow.settings, holder="a").step()
     assert sorted(row["id"] for row in flow.db.rows("SELECT id::text FROM tasks")) == sorted(kept)
     assert flow.db.count("idempotency_keys") == flow.db.count("workers") == 0
     assert ahead in partitions(flow)
     assert past not in partitions(flow)
+
+
+@pytest.mark.parametrize("due", ["a missing day", "an old day"])
+async def test_no_settle_waits_for_whoever_reads_of_the_history(flow: Flow, due: str):
+    """A dump, say. The days wait for a lock behind it, and every settle behind them."""
+    ahead, past = missing_and_old_day(flow)
+    gone = old(flow, "succeeded")
+    housekeeper = Housekeeper(flow.store, flow.settings, holder="a")
+    if due == "an old day":
+        await flow.store.make_partitions(DAYS_AHEAD)
+    await flow.enqueue()
+    (lease,) = await flow.lease()
+    with flow.db.transaction() as reader:
+        reader.rows("SELECT FROM task_runs")
+        keeping = asyncio.create_task(housekeeper.step())
+        await flow.db.blocked()
+        async with asyncio.timeout(3):
+            await flow.settle(lease)
+            await keeping
+        assert flow.db.outcomes(lease.id) == ["succeeded"]
+        assert past in partitions(flow)
+    assert await flow.store.task(gone) is None, "everything else is done meanwhile"
+    await housekeeper.step()
+    assert ahead in partitions(flow)
+    assert past not in partitions(flow)
+
+
+async def test_pruning_goes_on_where_the_last_pass_has_stopped(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    """What may not be deleted must not fill every pass, and what may be later is met again."""
+    monkeypatch.setattr("scheduler.housekeeping._PAGE", 2)
+    monkeypatch.setattr("scheduler.housekeeping._PAGES_A_PASS", 2)
+    kept = [old(flow, "dead", days=40) for _ in range(5)]
+    gone = old(flow, "succeeded")
+    housekeeper = Housekeeper(flow.store, flow.settings, holder="a")
+    for _ in range(2):
+        await housekeeper.step()
+    assert await flow.store.task(gone) is None
+    flow.db.change(kept[0], dead_at=None)  # it was purged
+    await housekeeper.step()
+    assert await flow.store.task(kept[0]) is None
 
 
 async def test_one_of_many_keeps_house(flow: Flow):

@@ -121,6 +121,21 @@ async def test_losses_beyond_the_budget_end_in_the_dead_letters(flow: Flow):
     await flow.agree()
 
 
+async def test_a_task_outlives_the_workers_that_others_kill(flow: Flow):
+    """A suspect, too, alone in a process or in line for one: it is not what took its worker down."""
+    id_ = await flow.enqueue()
+    for losses in range(1, 9):
+        (lease,) = await flow.lease()  # by a worker that nobody has heard of since
+        flow.held.drop(lease)
+        await flow.lapse(id_)
+        await flow.reaper(max_losses=1).step()
+        row = flow.db.task(id_)
+        assert (row["status"], row["suspect"], row["losses"]) == ("queued", True, losses)
+    await flow.settle(*await flow.lease())
+    assert flow.status(id_) == "succeeded"
+    await flow.agree()
+
+
 async def test_a_full_page_is_followed_by_the_next_at_once(flow: Flow):
     ids = [await flow.enqueue() for _ in range(5)]
     await flow.lease()

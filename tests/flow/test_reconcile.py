@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from fix_flow import Flow, MakeFlow
@@ -13,6 +13,7 @@ from waiting import eventually
 
 from scheduler.errors import StoreUnavailable
 from scheduler.model import new_id
+from scheduler.reconcile import Reconciler
 from scheduler.store import FIRST_ID
 
 LONG_MS = 60_000
@@ -330,17 +331,51 @@ async def test_a_lapsed_lease_that_redis_would_keep_for_too_long_is_nudged(flow:
     await flow.agree()
 
 
+def old_ids(flow: Flow, n: int) -> list[str]:
+    """Ids of tasks that were accepted hours ago, the oldest first."""
+    hours = range(n + 3, 3, -1)
+    return [flow.db.value(f"SELECT uuid_at(now() - interval '{each} hours')::text") for each in hours]
+
+
 async def test_older_rows_take_turns_page_by_page(make_flow: MakeFlow):
     flow = await make_flow(RECONCILE_BATCH_SIZE=2)
     await flow.enqueue()
-    old = [flow.db.value(f"SELECT uuid_at(now() - interval '{n} hours')::text") for n in range(9, 3, -1)]
+    old = [await flow.enqueue(id_=id_, delay_ms=LONG_MS) for id_ in old_ids(flow, 6)]
     await flow.rest()
     for id_ in old:
-        flow.db.put("queued", id=id_)
-        flow.db.age(id_, LONG_MS)
+        flow.db.age(id_, 2 * LONG_MS)
     reconciler = flow.reconciler()
-    assert [await reconciler.reconcile() for _ in range(4)] == [{"pushed": 2}] * 3 + [{}]
+    assert [await reconciler.reconcile() for _ in range(4)] == [{"nudged": 2}] * 3 + [{}]
     await flow.agree()
+
+
+async def test_older_rows_that_redis_lacks_are_all_added_at_once(make_flow: MakeFlow):
+    """Dead letters that were redriven while Redis was away, by the thousand, say."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2)
+    await flow.enqueue()
+    await flow.rest()
+    for id_, status in zip(old_ids(flow, 7), ("queued", "running") * 4, strict=False):
+        flow.db.put(status, id=id_)
+        flow.db.age(id_, LONG_MS)
+    flow.db.rows("UPDATE tasks SET lease_expires_at = now() + interval '1 hour' WHERE status = 'running'")
+    reconciler = flow.reconciler()
+    assert await reconciler.reconcile() == {"pushed": 4, "adopted": 3}
+    assert await reconciler.reconcile() == {}
+    await flow.agree()
+
+
+async def test_a_row_that_waited_long_for_its_commit_is_a_recent_one(make_flow: MakeFlow):
+    """Its id is from when it came in. Among the older rows it would wait for its page's turn."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=2, ENQUEUE_TIMEOUT_MS=20_000)
+    for id_ in old_ids(flow, 9):
+        await flow.enqueue(id_=id_)
+    reconciler = flow.reconciler()
+    await reconciler.reconcile()
+    late = flow.db.value("SELECT uuid_at(now() - interval '18 s')::text")
+    await flow.enqueue(id_=late, push=False)
+    flow.db.age(late, 2000)
+    assert await reconciler.reconcile() == {"pushed": 1}
+    assert await flow.place(late) == "q:default"
 
 
 async def test_every_queue_is_rebuilt(flow: Flow):
@@ -360,6 +395,104 @@ async def test_one_of_many_leads(flow: Flow):
     flow.db.rows("UPDATE leaders SET expires_at = now()")
     await second.step()
     assert (await epoch_of(flow))[1] == 2
+
+
+def before_each_page(reconciler: Reconciler, happens: Callable[[], Awaitable[None]]) -> None:
+    """Let something happen before each page of open rows that this one reads."""
+    page = reconciler._open_rows
+
+    async def meanwhile(*args, **options) -> str | None:
+        await happens()
+        return await page(*args, **options)
+
+    reconciler._open_rows = meanwhile
+
+
+async def rebuilding(make_flow: MakeFlow, n: int = 6) -> Flow:
+    """So many tasks, a page each, and a Redis that has lost them."""
+    flow = await make_flow(RECONCILE_BATCH_SIZE=1, RECONCILE_INTERVAL_MS=50)
+    await flow.enqueue_many(n)
+    await flow.rest()
+    await flow.client.flushall()
+    return flow
+
+
+async def test_a_pass_that_outlives_its_lead_renews_it(make_flow: MakeFlow):
+    """Two leaders that take turns at a rebuild, each from its start, would never come to an end."""
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+
+    async def time_passes() -> None:
+        await asyncio.sleep(0.06)  # an interval
+        flow.db.rows("UPDATE leaders SET expires_at = expires_at - interval '3 s'")
+        await second.step()
+
+    before_each_page(first, time_passes)
+    rebuilt = flow.counted("reconcile_repairs_total", kind="rebuilt")
+    await first.step()
+    assert flow.counted("reconcile_repairs_total", kind="rebuilt") == rebuilt + 1
+    assert (await flow.contents()).epoch.isdecimal()
+    await flow.agree()
+
+
+async def test_a_pass_ends_when_another_one_leads(make_flow: MakeFlow):
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+
+    async def deposed() -> None:
+        await asyncio.sleep(0.06)  # an interval
+        if len((await flow.contents()).live) == 2:
+            flow.db.rows("UPDATE leaders SET holder = 'b'")
+
+    before_each_page(first, deposed)
+    await first.step()
+    held = await flow.contents()
+    assert (len(held.live), held.epoch.isdecimal()) == (2, False)
+    await second.step()
+    assert (await flow.contents()).epoch.isdecimal()
+    await flow.agree()
+
+
+async def test_a_pass_ends_when_its_process_stops(make_flow: MakeFlow):
+    flow = await rebuilding(make_flow)
+    reconciler = flow.reconciler()
+
+    async def stop() -> None:
+        if len((await flow.contents()).live) == 2:
+            reconciler.stop()
+
+    before_each_page(reconciler, stop)
+    await reconciler.step()
+    held = await flow.contents()
+    assert (len(held.live), held.epoch.isdecimal()) == (2, False)
+    assert (await flow.reconciler().reconcile())["rebuilt"] == 1
+    await flow.agree()
+
+
+async def test_a_pass_that_begins_amid_another_does_not_undo_it(make_flow: MakeFlow):
+    """People may ask for one at any time."""
+    flow = await rebuilding(make_flow)
+    first, second = flow.reconciler("a"), flow.reconciler("b")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    passing: list[asyncio.Task] = []
+
+    async def hold() -> None:
+        begun.set()
+        await may_end.wait()
+
+    async def begin() -> None:
+        if not passing:
+            passing.append(asyncio.create_task(second.reconcile(everything=True)))
+            await begun.wait()
+
+    before_each_page(second, hold)
+    before_each_page(first, begin)
+    await first.step()
+    assert (await flow.contents()).epoch.isdecimal()
+    may_end.set()
+    await asyncio.gather(*passing)
+    assert await flow.reconciler().reconcile() == {}
+    await flow.agree()
 
 
 async def test_any_number_at_once_is_correct(flow: Flow):

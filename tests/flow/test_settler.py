@@ -36,6 +36,7 @@ RESULTS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, str | N
     "timed out": ({"kind": "timed_out"}, {}, ("timed_out", "retrying", "retry:high")),
     "timed out for good": ({"kind": "timed_out"}, {"failures": 3}, ("timed_out", "dead", "dlq:high")),
     "asked for a retry": ({"kind": "retry", "after_ms": 60_000}, {}, ("failed", "retrying", "retry:high")),
+    "put off": ({"kind": "interrupted", "after_ms": 60_000}, {}, ("released", "queued", "retry:high")),
     "asked in vain": ({"kind": "retry", "after_ms": 60_000}, {"failures": 3}, ("failed", "dead", "dlq:high")),
     "rejected": ({"kind": "rejected", "error": "why"}, {}, ("failed", "dead", "dlq:high")),
     "interrupted": ({"kind": "interrupted"}, {}, ("released", "queued", "q:high")),
@@ -465,8 +466,7 @@ CREATE TRIGGER be_slow BEFORE INSERT ON task_runs FOR EACH ROW EXECUTE FUNCTION 
 async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeFlow, flow_db: Database):
     """Sent again as it was, it would take too long again, until the leases end and all of it runs again."""
     db = flow_db
-    limited = f"{db.url}&options=-c%20statement_timeout%3D300"
-    flow = await make_flow(POSTGRES_URL=limited, VIS_TIMEOUT_MS=20_000)
+    flow = await make_flow(STORE_TIMEOUT_MS=300, VIS_TIMEOUT_MS=20_000)
     await flow.enqueue_many(40)  # 0.8 s of history at once
     leases = await flow.lease()
     db.rows(SLOW_HISTORY)

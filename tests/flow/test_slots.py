@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from fix_store import lease_of
@@ -14,6 +14,7 @@ from scheduler import clock, config
 from scheduler.handlers import REGISTRY, Registry
 from scheduler.metrics import Metrics
 from scheduler.model import Lease, Result, new_id
+from scheduler.run import Cause
 from scheduler.slots import _STUCK_S, Slots
 from scheduler.solo import Solo
 
@@ -23,10 +24,11 @@ LONG_S = 60.0
 class Bench:
     """Slots whose results and returns are collected."""
 
-    def __init__(self, settings: config.Settings) -> None:
+    def __init__(self, settings: config.Settings, solo: Callable[[], Solo] = lambda: Solo(None)) -> None:
         self.registry = Registry(dict(REGISTRY.handlers))
         self.results: list[tuple[str, Result]] = []
         self.given_back: list[str] = []
+        self.put_off_ms: list[int] = []
         self.open = asyncio.Event()
         self.started: list[str] = []
         self.metrics = Metrics()
@@ -35,14 +37,18 @@ class Bench:
             settings,
             self.metrics,
             lambda lease, result, _: self.results.append((lease.id, result)),
-            lambda leases: self.given_back.extend(lease.id for lease in leases),
-            lambda: Solo(None),
+            self.give_back,
+            solo,
         )
 
         @self.registry.register("waits")
         async def waits(_: dict, ctx):
             self.started.append(ctx.id)
             await self.open.wait()
+
+    def give_back(self, leases: Sequence[Lease], after_ms: int) -> None:
+        self.given_back += [lease.id for lease in leases]
+        self.put_off_ms += [after_ms] * len(leases)
 
     def lease(self, type_: str = "noop", *, expires_s: float = LONG_S, **fields) -> Lease:
         lease = lease_of(new_id(), type=type_, **fields)
@@ -74,9 +80,9 @@ class Bench:
 async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
-    def make(**variables: object) -> Bench:
+    def make(*solo: Callable[[], Solo], **variables: object) -> Bench:
         env = {"WORKER_POOL": "2"} | {name: str(value) for name, value in variables.items()}
-        bench = Bench(config.load(env)[0])
+        bench = Bench(config.load(env)[0], *solo)
         bench.slots.start()
         benches.append(bench)
         return bench
@@ -142,6 +148,33 @@ async def test_before_any_run_was_seen_a_worker_takes_little_more_than_it_can_st
     bench.put(*["noop"] * 300)
     await bench.ended(300)
     assert bench.slots.room() == 250
+
+
+async def test_what_came_without_its_payload_is_given_back_and_the_next_batch_is_small(make_bench):
+    bench = make_bench(LEASE_AHEAD_MS=1000, WORKER_POOL=12)
+    bench.put(*["noop"] * 300)
+    await bench.ended(300)
+    assert bench.slots.room() == 250
+    leases = [bench.lease(payload=None if n % 2 else {}) for n in range(6)]
+    bench.slots.put(leases)
+    await bench.ended(303)
+    assert bench.given_back == [lease.id for lease in leases[1::2]]
+    assert bench.kinds().keys().isdisjoint(bench.given_back)
+    assert bench.slots.most(n := bench.slots.room()) is None
+    assert 12 < n <= 24
+
+
+@pytest.mark.parametrize("pool", [1, 12, 100])
+async def test_payloads_as_large_as_the_guess_come_with_every_batch(make_bench, pool):
+    """Else a batch of them would be given back, again and again; and never come more than 8 MiB of them."""
+    bench = make_bench(LEASE_AHEAD_MS=60_000, WORKER_POOL=pool)
+    for size in (100, 5_000, 20_000, 60_000, 200_000, 2**18):
+        bench.slots._payload_bytes = float(size)
+        batch = bench.slots.room()
+        for n in (batch - pool, batch):
+            most = bench.slots.most(n)
+            assert most is None or most >= size
+            assert n * min(size, most or size) <= max(8 * 2**20, (2 * pool + 8) * 2**18)
 
 
 async def test_runs_in_progress_count_before_they_have_ended(make_bench):
@@ -377,3 +410,62 @@ async def test_suspects_run_several_at_once_each_in_a_process_that_ends_when_not
     bench.slots.put([bench.lease(suspect=True)])
     assert [result.kind for result in await bench.ended(6)] == ["succeeded"] * 6
     assert bench.waits_counted() == 6
+
+
+class Endless(Solo):
+    """Runs a suspect until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._ended = asyncio.Event()
+
+    async def run(self, lease: Lease, timeout_ms: int) -> Result:
+        self.began = clock.monotonic()
+        await self._ended.wait()
+        return Result("interrupted")
+
+    def end(self, cause: Cause) -> None:
+        self._ended.set()
+
+
+async def test_a_few_suspects_wait_for_slow_lanes_and_the_others_are_put_off(make_bench, monkeypatch):
+    monkeypatch.setattr("scheduler.slots._LANES_STUCK_S", 0.1)
+    bench = make_bench(Endless)
+    bench.put("noop")
+    await bench.ended(1)
+    suspects = bench.put(*["noop"] * 30, suspect=True)
+    await eventually(lambda: bench.given_back)
+    assert bench.slots.busy == 4
+    assert bench.given_back == suspects[4 + 12 :]
+    assert set(bench.put_off_ms) == {5000}, "or they would be leased again before all others"
+    assert bench.slots.room() > 0, "other tasks are leased as if no suspect waited"
+    assert [lease.id for lease in bench.slots.take_back()] == suspects[4:16]
+
+
+async def test_suspects_beyond_a_few_take_the_room_of_others(make_bench):
+    bench = make_bench(Endless, LEASE_AHEAD_MS=0)
+    bench.put(*["noop"] * 16, suspect=True)
+    await eventually(lambda: bench.slots.busy == 4)
+    assert bench.slots.room() == 2
+    bench.put("noop", suspect=True)
+    assert bench.slots.room() == 1
+    bench.put("noop", suspect=True)
+    assert bench.slots.room() == 0
+
+
+async def test_a_suspect_whose_lease_ends_while_it_waits_is_not_run(make_bench):
+    bench = make_bench(Endless)
+    bench.put("noop", suspect=True, expires_s=0.0)
+    assert [result.kind for result in await bench.ended(1)] == ["lost"]
+
+
+async def test_a_run_may_still_end_once_the_loop_turns_again(make_bench, monkeypatch):
+    """Its time ran out while another handler kept the loop, so nobody could tell it."""
+    monkeypatch.setattr("scheduler.slots._BLOCKED_S", 0.1)
+    bench = make_bench()
+    bench.put("waits", timeout_ms=50)
+    await eventually(lambda: bench.slots.busy)
+    time.sleep(0.5)  # noqa: ASYNC251 - the loop must be blocked
+    bench.slots._turn()
+    assert bench.slots.unending(0.2) == []
+    assert [r.kind for r in await bench.ended(1)] == ["timed_out"]

@@ -361,6 +361,28 @@ async def waiting(flow: Flow, n: int) -> None:
     await eventually(blocked)
 
 
+async def test_a_worker_used_to_noops_does_not_hold_a_backlog_of_large_payloads(make_flow: MakeFlow):
+    """It would take them by the hundred, and learn what they weigh when it has them."""
+    flow = await make_flow(WORKER_POOL=12, LEASE_BATCH_SIZE=250)
+    held: list[int] = []
+
+    @flow.handler("large")
+    async def large() -> None:
+        held.append(sum(len(lease.payload["text"]) for lease in worker._held.all() if lease.payload))
+        await asyncio.sleep(0.01)
+
+    payload = {"text": "x" * 60_000}
+    ids = [await flow.enqueue("large", payload, push=False) for _ in range(200)]
+    async with flow.worker() as worker:
+        await flow.ended(*await flow.enqueue_many(1000))
+        await flow.shard.push([(id_, "default", 0) for id_ in ids])
+        await flow.ended(*ids)
+    assert max(held) < 4_000_000  # of twelve
+    assert len(held) == 200
+    assert flow.db.value("SELECT count(*) FROM task_runs WHERE outcome = 'succeeded'") == 1200
+    await flow.agree()
+
+
 async def test_a_lone_worker_with_slow_tasks_does_not_lease_and_give_back_all_the_time(make_flow: MakeFlow):
     flow = await make_flow(WORKER_POOL=1, LEASE_AHEAD_MS=10_000)
     free = asyncio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from math import inf
 from time import monotonic
 
 import pytest
@@ -97,6 +98,25 @@ async def test_a_thread_longer_than_the_grace_is_given_back_and_its_late_answer_
     await flow.agree()
 
 
+async def test_a_suspect_that_goes_on_in_its_process_is_given_back(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler.solo.Solo.end", lambda *_: None)  # as if its process could not be ended
+    flow = await make_flow(SHUTDOWN_GRACE_MS=50)
+    id_ = await flow.enqueue("sleeper", {"sleep_ms": 60_000}, push=False)
+    flow.db.change(id_, suspect=True)
+    await flow.shard.push([(id_, "default", 0)])
+    async with flow.worker() as worker:
+        await eventually(lambda: any(solo.began < inf for solo in worker._slots._lanes))
+    assert (flow.db.outcomes(id_), flow.status(id_), await flow.place(id_)) == (
+        ["released"],
+        "queued",
+        "q:default",
+    )
+    assert flow.db.task(id_)["losses"] == 0
+    await flow.agree()
+
+
 async def test_an_outcome_reached_while_stopping_is_settled(flow: Flow):
     began, may_end = asyncio.Event(), asyncio.Event()
 
@@ -120,6 +140,27 @@ async def test_an_idle_worker_stops_at_once(flow: Flow):
         await eventually(lambda: flow.db.rows("SELECT id FROM workers WHERE polled_at IS NOT NULL"))
         before = monotonic()
     assert monotonic() - before < 1
+
+
+async def test_a_worker_that_rebuilds_redis_does_not_stop_at_the_end_of_that_only(
+    make_flow: MakeFlow, monkeypatch: pytest.MonkeyPatch
+):
+    flow = await make_flow(RECONCILE_BATCH_SIZE=1)
+    for _ in range(100):
+        await flow.enqueue(queue="mail")  # which this worker does not serve
+    await flow.rest()
+    await flow.client.flushall()
+    page = flow.store.open_page
+
+    async def slow_page(*args):
+        await asyncio.sleep(0.1)
+        return await page(*args)
+
+    monkeypatch.setattr(flow.store, "open_page", slow_page)
+    async with flow.worker():
+        await eventually(lambda: flow.client.hlen(flow.index.shard("mail").key("live")))
+        before = monotonic()
+    assert monotonic() - before < 3, "all pages take ten seconds"
 
 
 async def test_a_worker_that_is_stopped_before_it_began_stops(flow: Flow):

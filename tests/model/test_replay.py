@@ -128,12 +128,11 @@ class Stage:
         return "accepted"
 
     async def claim(self, token: str) -> Lease | None:
-        return lease(
-            await self.store._run("claim", ids=[self.id], token=token, worker=WORKER, vis_ms=HOUR_MS)
-        )
+        how = {"token": token, "worker": WORKER, "vis_ms": HOUR_MS, "most": None}
+        return lease(await self.store._run("claim", ids=[self.id], **how))
 
     async def reclaim(self, token: str) -> Lease | None:
-        return lease(await self.store._run("reclaim", ids=[self.id], token=token))
+        return lease(await self.store._run("reclaim", ids=[self.id], token=token, most=None))
 
     async def look(self) -> Row | None:
         """What each of those who look makes of the row: the lessor, the reaper, reconcile."""

@@ -29,7 +29,7 @@ from reference_tables import Row, id_at
 from scheduler import config, dlq
 from scheduler.cancel import cancel
 from scheduler.lease import policy
-from scheduler.lifecycle import TERMINAL
+from scheduler.lifecycle import TERMINAL, most_losses
 from scheduler.model import PRIORITIES, Lease, NewTask, Priority, Result, Settlement
 from scheduler.settle import decide, move
 from scheduler.store import Filter, WorkerIdentity
@@ -240,6 +240,24 @@ class Machine(RuleBasedStateMachine):
         self.reap()
         return multiple(*taken)
 
+    # what nobody has sent
+
+    @rule(id_=st.sampled_from(FORGED), priority=st.sampled_from(PRIORITIES))
+    def push_what_is_forged(self, id_: str, priority: Priority) -> None:
+        """Somebody makes an id known that no row has; whoever comes upon it must drop it."""
+        self.step(lambda side: side.shard.push([(id_, priority, 0)]))
+
+    @rule(target=leases, id_=st.sampled_from(FORGED), priority=st.sampled_from(PRIORITIES))
+    def take_what_is_forged(self, id_: str, priority: Priority) -> Any:
+        """Somebody writes into a list past our scripts, and a worker takes all that there is."""
+        self._change(lambda held: held.q[priority].insert(0, id_))
+        taken = self.step(lambda side: side.lessor.take(100))
+        held = self.pair.held
+        assert id_ not in {*held.live, *held.leases, *(each for ids in held.q.values() for each in ids)}
+        if not held.broken():
+            self.damaged = None
+        return multiple(*taken)
+
     # commands that are carried out when nobody expects them any more
 
     @rule(outcome=settled)
@@ -376,7 +394,8 @@ class Machine(RuleBasedStateMachine):
             assert outcomes["succeeded"] == (row.status == "succeeded")
             assert outcomes["cancelled"] <= (row.status == "cancelled")
             assert row.failures <= row.max_retries + 1
-            assert row.losses <= SETTINGS.max_losses + 1 + row.suspect
+            most = most_losses(SETTINGS.max_losses) if row.suspect else SETTINGS.max_losses
+            assert row.losses <= most + 1
             if row.redrives == 0:
                 assert row.failures == outcomes["failed"] + outcomes["timed_out"]
                 assert row.losses == outcomes["lost"]

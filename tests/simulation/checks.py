@@ -9,7 +9,7 @@ from reference_tables import Ended, Row
 from simulation.plan import Order
 from simulation.world import World
 
-from scheduler.lifecycle import TERMINAL
+from scheduler.lifecycle import TERMINAL, most_losses
 
 
 def violations(world: World) -> Iterator[str]:
@@ -70,7 +70,9 @@ def _counted(row: Row, history: list[Ended]) -> Iterator[str]:
 def _ran(world: World, row: Row, history: list[Ended]) -> Iterator[str]:
     """Each attempt called a handler once at most, and each success is one of a call that came to its end."""
     max_losses = world.plan.settings.max_losses
-    if row.losses > max_losses + 1 + row.suspect:
+    most = most_losses(max_losses) if row.suspect else max_losses
+    paid = sum(run.outcome == "lost" and run.error != "the worker died" for run in history)
+    if row.losses > most + 1 or paid > (row.redrives + 1) * (max_losses + 1):
         yield "was lost more often than its budget allows"
     for run in history:
         call = (row.id, run.attempt)

@@ -7,6 +7,7 @@ LoopSolo        suspects run in a process on the one loop, in place of the child
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -125,6 +126,7 @@ class LoopSolo:
     """A process ends with its suspect: there is none to be kept for the next."""
 
     def __init__(self, _app: str | None) -> None:
+        self.began = math.inf
         self._running: Running | None = None
         self._cause: Cause | None = None
 
@@ -138,9 +140,11 @@ class LoopSolo:
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         child.died = lambda: None if died.done() else died.set_result(None)
         running.task = child.spawn(run(handler, running, NO_THREADS))
+        self.began = started
         ends = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.end, "timed_out")
         await asyncio.wait({running.task, died}, return_when=asyncio.FIRST_COMPLETED)
         ends.cancel()
+        self.began = math.inf
         if died.done():
             return Result("died", "killed")
         if running.cause and running.task.cancelled():  # before it had begun

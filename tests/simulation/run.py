@@ -92,7 +92,7 @@ def _instead(world: World) -> Iterator[None]:
         (clock, "wall_ms", lambda: int(world.now_ms())),
         (settle, "_rng", Random(f"settle {seed}")),
         (loop, "_rng", Random(f"loop {seed}")),
-        (reconcile, "_OVERLAP_MS", 200),
+        (reconcile, "_overlap_ms", lambda _: 200),
         (reconcile, "_GRACE_MS", 100),
         (reconcile, "_FIRST_LOOK_MS", 1000),
         (reconcile, "_LEAD_MS", 500),

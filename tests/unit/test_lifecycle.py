@@ -23,6 +23,7 @@ from scheduler.lifecycle import (
     after_loss,
     after_rejection,
     after_unknown_type,
+    most_losses,
 )
 
 counts = st.integers(0, 2000)
@@ -95,8 +96,10 @@ def test_a_loss_alone_kills_beyond_the_budget(losses: int, max_losses: int):
 
 
 @given(losses=counts, max_losses=counts)
-def test_a_loss_in_company_never_kills(losses: int, max_losses: int):
-    assert after_loss(losses, max_losses, in_company=True) == QUEUED
+def test_a_loss_in_company_kills_far_beyond_the_budget_alone(losses: int, max_losses: int):
+    verdict = after_loss(losses, max_losses, in_company=True)
+    assert verdict == (QUEUED if losses < 10 * (max_losses + 1) else Verdict("dead", "lost"))
+    assert most_losses(max_losses) >= 10
 
 
 @given(refusals=counts, max_refusals=counts)

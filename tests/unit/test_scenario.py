@@ -13,7 +13,7 @@ import pytest
 from bench import cli, demo, scenario
 from bench.arrivals import times
 from bench.faults import NEMESES
-from bench.scenario import Bulk, Closed, Harm, Open, Scenario, Shape
+from bench.scenario import Bulk, Closed, Harm, Locust, Open, Scenario, Shape
 from bench.workload import Mix
 from scheduler.errors import StartError
 
@@ -66,6 +66,7 @@ def test_a_whole_file_is_read():
     [
         ({"kind": "bulk", "tasks": 10, "size": 5}, Bulk(10, size=5), 10),
         ({"kind": "closed", "tasks": 10, "senders": 2}, Closed(10, 2), 10),
+        ({"kind": "locust", "tasks": 10, "users": 4, "processes": 2}, Locust(10, 4, 2), 10),
         ({"kind": "open", "rate": 2.5, "seconds": 4}, Open(2.5, 4), 10),
         ({"kind": "shape", "steps": [[2, 3], [1, 0], [1, 4]]}, Shape(((2, 3), (1, 0), (1, 4))), 10),
     ],

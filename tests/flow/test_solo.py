@@ -1,0 +1,117 @@
+"""Solo: what the process that runs a suspect does to the task's result, and what it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from fix_store import lease_of
+from waiting import eventually
+
+from scheduler import clock
+from scheduler.model import Lease, new_id
+from scheduler.solo import Solo
+
+HANDLERS = """
+import asyncio
+import os
+import time
+from pathlib import Path
+from scheduler import handler
+
+@handler("waits")
+async def waits() -> None:
+    Path("waiting").touch()
+    while not Path("go").exists():
+        await asyncio.sleep(0.01)
+
+@handler("forks")
+async def forks() -> None:
+    if os.fork() == 0:
+        Path("forked").write_text(str(os.getpid()))
+        time.sleep(60)
+    await asyncio.sleep(60)
+"""
+
+LONG_MS = 60_000
+
+
+def suspect(type_: str) -> Lease:
+    lease = lease_of(new_id(), type=type_, suspect=True)
+    lease.claimed = clock.monotonic()
+    return lease
+
+
+@pytest.fixture
+async def solo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Solo]]:
+    """Make a solo whose child imports HANDLERS and the lines that are given, in the directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    made: list[Solo] = []
+
+    def make(*lines: str) -> Solo:
+        (tmp_path / "shop.py").write_text(HANDLERS + "\n".join(lines))
+        made.append(Solo("shop"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+
+
+async def test_the_start_of_its_process_is_no_part_of_a_tasks_time(solo):
+    result = await solo("time.sleep(1)").run(suspect("noop"), 500)
+    assert (result.kind, result.error) == ("succeeded", None)
+    assert result.wait_us > 1e6 > result.run_us
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("1 / 0", "its process ended with exit code 1 before it was ready"),
+        ("os._exit(3)", "its process ended with exit code 3 before it was ready"),
+        ("os.kill(os.getpid(), 9)", "its process was killed by SIGKILL before it was ready"),
+        ("time.sleep(60)", "its process was not ready after 1 s"),
+    ],
+)
+async def test_a_process_that_does_not_start_is_no_loss_of_the_task(solo, monkeypatch, line, why):
+    monkeypatch.setattr("scheduler.solo._PAUSE_S", 0.0)
+    monkeypatch.setattr("scheduler.solo._START_S", 1.0 if "sleep" in line else 30.0)
+    here = solo(line)
+    result = await here.run(suspect("noop"), LONG_MS)
+    assert (result.kind, result.error) == ("interrupted", f"it was to run alone, and {why}")
+    assert not here.started
+
+
+@pytest.mark.parametrize(("cause", "kind"), [("stopping", "interrupted"), ("lost", "lost")])
+async def test_a_process_that_is_starting_can_be_ended(solo, tmp_path, cause, kind):
+    here = solo("Path('starting').touch()", "time.sleep(60)")
+    running = asyncio.create_task(here.run(suspect("noop"), LONG_MS))
+    await asyncio.sleep(0)  # there is no process yet
+    here.end(cause)
+    assert (await asyncio.wait_for(running, 10)).kind == kind
+    running = asyncio.create_task(here.run(suspect("noop"), LONG_MS))
+    await eventually((tmp_path / "starting").exists)
+    here.end(cause)
+    assert (await asyncio.wait_for(running, 10)).kind == kind
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_to_all_of_a_workers_processes_does_not_end_the_run(solo, tmp_path, number):
+    here = solo()
+    running = asyncio.create_task(here.run(suspect("waits"), LONG_MS))
+    await eventually((tmp_path / "waiting").exists)
+    os.kill(here._child.pid, number)
+    (tmp_path / "go").touch()
+    assert (await running).kind == "succeeded"
+
+
+async def test_a_process_that_a_handler_leaves_behind_does_not_keep_its_run(solo, tmp_path):
+    try:
+        result = await asyncio.wait_for(solo().run(suspect("forks"), 500), 10)
+        assert result.kind == "timed_out"
+    finally:
+        os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)

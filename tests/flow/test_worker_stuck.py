@@ -1,0 +1,109 @@
+"""A handler that nothing can end: who is to blame, and when the worker leaves because of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import NoReturn
+
+import pytest
+from fix_flow import Flow, MakeFlow
+from waiting import eventually
+
+QUICK = {"VIS_TIMEOUT_MS": 800, "RETRY_BASE_MS": 60_000, "RETRY_MAX_MS": 60_000}
+"""With a beat every 0.1 s. What is tried again comes too late for the test."""
+
+BLOCK_S = 2.0
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes of workers that have left; in these tests they live on."""
+    codes: list[int] = []
+
+    def leave(code: int) -> NoReturn:
+        codes.append(code)
+        raise RuntimeError("the process would have ended")
+
+    monkeypatch.setattr("scheduler.worker.os._exit", leave)
+    monkeypatch.setattr("scheduler.worker._STUCK_AFTER_S", 0.4)
+    monkeypatch.setattr("scheduler.slots._BLOCKED_S", 0.2)
+    return codes
+
+
+@pytest.fixture
+async def flow(make_flow: MakeFlow) -> Flow:
+    """With a handler that blocks the loop, one that starts a task that does, and one that waits for ever."""
+    flow = await make_flow(**QUICK)
+    waiting = asyncio.Event()
+
+    async def block() -> None:
+        await waiting.wait()
+        time.sleep(BLOCK_S)  # noqa: ASYNC251 - the loop must be blocked
+
+    @flow.handler("blocks")
+    async def blocks():
+        await block()
+
+    @flow.handler("blocks_in_a_task")
+    async def blocks_in_a_task():
+        await asyncio.create_task(block())
+
+    @flow.handler("waits")
+    async def waits():
+        waiting.set()
+        await asyncio.Event().wait()
+
+    return flow
+
+
+@pytest.mark.parametrize("type_", ["blocks", "blocks_in_a_task"])
+async def test_a_neighbour_that_cannot_be_ended_while_the_loop_is_blocked_is_not_to_blame(
+    flow: Flow, left: list[int], type_: str
+):
+    culprit = await flow.enqueue(type_, timeout_ms=60_000)
+    async with flow.worker():
+        await flow.becomes(culprit, "running")
+        neighbour = await flow.enqueue("waits", timeout_ms=100)
+        await flow.ended(culprit)
+        await eventually(lambda: flow.db.outcomes(neighbour))
+    assert left == []
+    assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["succeeded"], ["timed_out"])
+    assert "could not be ended" not in flow.db.runs(neighbour)[0]["error"]
+
+
+async def test_the_handler_that_blocks_the_loop_past_its_timeout_is_to_blame(flow: Flow, left: list[int]):
+    culprit = await flow.enqueue("blocks", timeout_ms=800)
+    async with flow.worker():
+        await flow.becomes(culprit, "running")
+        neighbour = await flow.enqueue("waits", timeout_ms=100)
+        await eventually(lambda: flow.db.outcomes(culprit))
+    assert set(left) == {70}
+    assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["released"])
+    assert "could not be ended" in flow.db.runs(culprit)[0]["error"]
+
+
+async def test_where_nobody_knows_who_blocks_the_loop_the_time_of_all_must_be_up(flow: Flow, left: list[int]):
+    culprit = await flow.enqueue("blocks_in_a_task", timeout_ms=800)
+    async with flow.worker():
+        await flow.becomes(culprit, "running")
+        neighbour = await flow.enqueue("waits", timeout_ms=100)
+        await eventually(lambda: flow.db.outcomes(culprit))
+    assert set(left) == {70}
+    assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["timed_out"])
+
+
+async def test_a_thread_that_hangs_is_to_blame_while_the_loop_turns(flow: Flow, left: list[int]):
+    may_end = threading.Event()
+
+    @flow.handler("hangs")
+    def hangs():
+        may_end.wait(10)
+
+    culprit, neighbour = await flow.enqueue("hangs", timeout_ms=100), await flow.enqueue("noop")
+    async with flow.worker():
+        await eventually(lambda: left)
+        may_end.set()
+    assert set(left) == {70}
+    assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["succeeded"])
