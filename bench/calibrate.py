@@ -3,7 +3,8 @@
 Each record brings the cores of its machine and the costs that its runs told (see `measured.prices`). Of each
 the median is taken; of CPU the least, since an idle fleet uses some, too, and of latencies also the least,
 since they are longer where tasks or calls have to queue. So one of the records should be of a busy fleet, as
-`noops` makes one, and another of an idle one, as `steady` does. What no record tells keeps its default.
+`noops` makes one, and another of an idle one, as `steady` does. What a failure costs besides is told by one
+whose runs fail, as those of `failures` do. What no record tells keeps its default.
 
 One number is free: `inflation`, by what CPU costs more than its price while the machine is busy. It is set so
 that drains and p95 waits come out best, by the squares of their relative errors, and the errors that are left
@@ -37,12 +38,18 @@ _CLOSE: Final = 0.02
 _PLACES: Final = 9
 _FIGURES: Final = ("drain_s", "p95_wait_s")
 _HEADERS: Final = ("Run", "Drain", "Predicted", "Error", "p95 wait", "Predicted", "Error")
+_FAILING: Final = 0.5
+"""From this share of failed runs on a run tells what a failure costs."""
+
 _LEAST: Final = ("worker_us", "postgres_us", "redis_us", "wake_ms", "bulk_ms", "lease_ms", "settle_ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of a record: the scenario, which repeat, its figures, and the costs and scores that it told."""
+    """One run of a record: the scenario, which repeat, its figures, and the costs and scores that it told.
+
+    `failed` is the share of its runs that failed.
+    """
 
     planned: Scenario
     repeat: int
@@ -50,6 +57,7 @@ class Measured:
     p95_wait_s: float
     prices: Mapping[str, float]
     scores: Mapping[str, float]
+    failed: float = 0.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +120,7 @@ def read(path: Path) -> list[Measured]:
             run["wait"]["p95_s"],
             run["prices"] | cores,
             run["scores"],
+            run["counts"]["failed"] / max(run["counts"]["runs"], 1),
         )
         for run in runs
     ]
@@ -125,6 +134,13 @@ def fit(runs: Sequence[Measured]) -> Costs:
         if values:
             found[name] = min(values) if name in _LEAST else statistics.median(values)
     base = Costs(**found)
+    failures = [
+        (run.prices["worker_us"] - base.worker_us) / run.failed
+        for run in runs
+        if run.failed >= _FAILING and "worker_us" in run.prices
+    ]
+    if failures:
+        base = replace(base, failure_us=max(min(failures), 0.0))
 
     def misfit(log_inflation: float) -> float:
         return fsum(_squares(each) for each in compare(runs, replace(base, inflation=exp(log_inflation))))

@@ -1,6 +1,7 @@
 """Costs: what the machine adds to the work itself, as the simulator knows it.
 
     worker_us    CPU of a worker's loop for each run: its share of leasing and settling, and a handler's call
+    failure_us   the same of a run that fails, beside it: the exception, and what is written of it
     postgres_us  CPU of Postgres for each run
     redis_us     CPU of Redis for each run
     bulk_us      time from one task to the next as a bulk load comes in
@@ -36,6 +37,7 @@ class Costs:
     """
 
     worker_us: float = 56.0
+    failure_us: float = 45.0
     postgres_us: float = 60.0
     redis_us: float = 13.0
     bulk_us: float = 116.0
@@ -60,8 +62,13 @@ class Costs:
         return self.worker_us * self.inflation / 1e6
 
     @property
+    def failure_s(self) -> float:
+        """Seconds of a worker's loop that a run takes besides if it fails."""
+        return self.failure_us * self.inflation / 1e6
+
+    @property
     def cpu_s(self) -> float:
-        """Seconds of CPU for each run, all parts together."""
+        """Seconds of CPU for each run that succeeds, all parts together."""
         return (self.worker_us + self.postgres_us + self.redis_us) * self.inflation / 1e6
 
     def content(self) -> dict[str, Any]:
@@ -71,6 +78,7 @@ class Costs:
 
 FREE: Final = Costs(
     worker_us=0,
+    failure_us=0,
     postgres_us=0,
     redis_us=0,
     bulk_us=0,

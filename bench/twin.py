@@ -6,8 +6,8 @@ means `scheduler.lifecycle`: the very code that workers run. What is around them
     feeder    asks for as many tasks as there is room for (the rule of `scheduler/slots.py`), gets them after
               a round trip, and waits for a wake-up when there are none; who leaves something wakes the next
     loop      each process does one thing at a time: it takes a batch, begins a run, sees that one is over. A
-              run costs CPU time there and at the servers, and all of it shares the cores: what n busy
-              processes need at once takes as long as it must
+              run costs CPU time there and at the servers, more if it fails, and all of it shares the cores:
+              what n busy processes need at once takes as long as it must
     slots     a run that sleeps keeps its slot; one that outlives its lease is ended then, and found later
     loops     pump and reaper of each process look at instants of their own, page by page
 
@@ -60,6 +60,7 @@ class Twin(Agenda):
         )
         self._backoff = settings.backoff
         self._loop_s, self._share_s = costs.loop_s, costs.cpu_s / costs.cores
+        self._failure_s, self._failure_share_s = costs.failure_s, costs.failure_s / costs.cores
         self._lease_s, self._settle_s = costs.lease_ms / 1000, costs.settle_ms / 1000
         self._wake_s, self._call_s = costs.wake_ms / 1000, costs.call_us / 1e6
         self._bulky_until = job.coming[-1] if job.bulky else -1.0
@@ -228,10 +229,13 @@ class Twin(Agenda):
             if cost:
                 self.at(now + len(batch) * cost * _IN_BATCHES, self._turn, worker)
                 return
-        cost *= 1 - _IN_BATCHES
+        usual = cost * (1 - _IN_BATCHES)
+        failing = usual + max(busy * self._failure_share_s, self._failure_s)
         while worker.buffer and not worker.full:
             task = worker.buffer.popleft()
-            duration = job.duration(self._cards[task])
+            card = self._cards[task]
+            cost = failing if self._failures[task] < job.fails[card] else usual
+            duration = job.duration(card)
             if duration:
                 self._begin(worker, task, cost + duration)
             elif cost:

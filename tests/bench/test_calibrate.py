@@ -17,9 +17,18 @@ from bench.measured import history_of, prices
 from bench.measured import ledger_of as ledger
 from bench.scenario import Scenario
 from bench.simulate import simulate, summary
+from scheduler.lifecycle import OUTCOMES
 
 TRUTH = Costs(
-    worker_us=80, postgres_us=70, redis_us=20, bulk_us=60, lease_ms=9, settle_ms=4, call_us=8, inflation=1.5
+    worker_us=80,
+    postgres_us=70,
+    redis_us=20,
+    bulk_us=60,
+    lease_ms=9,
+    settle_ms=4,
+    call_us=8,
+    inflation=1.5,
+    failure_us=30,
 )
 NOOPS = scenario.parse(
     {"mix": {}, "load": {"kind": "bulk", "tasks": 2500, "size": 250}, "fleet": {"processes": 3}}, "x", "noops"
@@ -33,6 +42,15 @@ MIXED = scenario.parse(
     },
     "x",
     "mixed",
+)
+FAILING = scenario.parse(
+    {
+        "mix": {"fail": 100},
+        "load": {"kind": "bulk", "tasks": 600, "size": 100},
+        "fleet": {"processes": 2, "settings": {"RETRY_BASE_MS": 10, "RETRY_MAX_MS": 10}},
+    },
+    "x",
+    "failing",
 )
 SLEEPY = scenario.parse(
     {
@@ -56,8 +74,9 @@ def measured(planned: Scenario, path: Path) -> Path:
     runs = []
     for repeat in range(planned.repeats):
         history = history_of(ledger_of(simulate(planned, TRUTH, repeat)))
+        failed = sum(OUTCOMES[each] == "failed" for each in history.outcome)
         cpu = {
-            "workers": len(history) * TRUTH.worker_us / 1e6,
+            "workers": (len(history) * TRUTH.worker_us + failed * TRUTH.failure_us) / 1e6,
             "postgres": len(history) * TRUTH.postgres_us / 1e6,
             "redis": len(history) * TRUTH.redis_us / 1e6,
         }
@@ -124,6 +143,18 @@ def test_a_calibrated_twin_comes_out_as_the_runs_did(tmp_path, capsys):
     assert fitted.inflation == pytest.approx(TRUTH.inflation, rel=0.2)
     for row in json.loads(out.read_text())["result"]["errors"]:
         assert row["predicted_drain_s"] == pytest.approx(row["drain_s"], rel=0.05)
+
+
+def test_what_a_failure_costs_is_told_by_runs_that_fail(tmp_path):
+    paths = [measured(NOOPS, tmp_path / "noops.json"), measured(FAILING, tmp_path / "failing.json")]
+    fitted = calibrate.fit([run for path in paths for run in calibrate.read(path)])
+    assert fitted.worker_us == pytest.approx(TRUTH.worker_us)
+    assert fitted.failure_us == pytest.approx(TRUTH.failure_us)
+
+
+def test_without_them_it_keeps_its_default(tmp_path):
+    fitted = calibrate.fit(calibrate.read(measured(NOOPS, tmp_path / "noops.json")))
+    assert fitted.failure_us == Costs().failure_us
 
 
 def test_what_it_was_not_fitted_to_is_predicted(tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_a_queue_without_costs_is_the_textbooks_to_the_bit(servers, rate, proces
 
 @pytest.mark.parametrize(("servers", "rate"), [(1, 0.5), (2, 0.8)])
 def test_a_queue_without_costs_waits_as_erlang_says(servers, rate):
-    waits, _ = random_queue(servers, rate, 200_000, 1)
+    waits, _ = random_queue(servers, rate, 100_000, 1)
     law = Queue(rate, 1.0, servers)
     assert fsum(waits) / len(waits) == pytest.approx(law.mean_wait_s, rel=0.025)
     assert sum(wait > 1e-9 for wait in waits) / len(waits) == pytest.approx(law.p_wait, rel=0.025)
@@ -477,6 +477,19 @@ def test_the_rules_as_they_are_cost_less_than_two_thirds_of_the_pace():
     ratio = spread(paces["twin"]).median / spread(paces["inlined"]).median
     print(f"the twin's pace is {ratio:.2f} of that of the same loop with the rules inlined")
     assert ratio >= 0.3
+
+
+def test_a_run_that_fails_costs_more():
+    """On one process, whose loop decides how long it takes."""
+    load_ = {"kind": "bulk", "tasks": 300}
+    planned = made({"fail": 100, "max_retries": 0}, load_, 1, 4)
+    priced = replace(FREE, worker_us=1000, cores=64.0)
+    dearer = replace(priced, failure_us=500)
+    plain, costly = figures(planned, priced), figures(planned, dearer)
+    assert costly.counts == plain.counts
+    assert costly.drain_s - plain.drain_s == pytest.approx(300 * 0.0005, rel=0.02)
+    noops = made({}, load_, 1, 4)
+    assert figures(noops, dearer).drain_s == figures(noops, priced).drain_s
 
 
 PATIENCE_S = 300.0

@@ -49,3 +49,18 @@ def test_chaos_finds_out_a_build_without_a_guard(build, tmp_path):
         if found_out(record, build):
             return
     pytest.fail("\n".join(told))
+
+
+@pytest.mark.parametrize(
+    ("offence", "counts", "found"),
+    [
+        ("not ended", True, True),
+        ("not ended", False, False),
+        ("ended by itself", True, False),
+        ("left in Redis", True, False),
+    ],
+)
+def test_only_the_offence_of_a_guard_in_a_run_that_counts_finds_a_build_out(offence, counts, found):
+    checks = [{"name": offence, "offenders": 1}, {"name": "not ended", "offenders": 0}]
+    record = {"passed": False, "counts": counts, "verdict": {"checks": checks}}
+    assert found_out(record, "reaper-off") is found

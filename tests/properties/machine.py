@@ -253,7 +253,8 @@ class Machine(RuleBasedStateMachine):
         self._change(lambda held: held.q[priority].insert(0, id_))
         taken = self.step(lambda side: side.lessor.take(100))
         held = self.pair.held
-        assert id_ not in {*held.live, *held.leases, *(each for ids in held.q.values() for each in ids)}
+        where = {*held.live, *held.leases, *(each for ids in held.q.values() for each in ids)}
+        assert id_ not in where, f"{id_!r} was not dropped"
         if not held.broken():
             self.damaged = None
         return multiple(*taken)

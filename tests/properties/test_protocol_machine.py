@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import redis.asyncio
@@ -19,7 +19,9 @@ from properties.machine import ME, SETTINGS, Machine
 
 from scheduler import config, log, queue, reconcile, store
 from scheduler.errors import StoreError
-from scheduler.queue import Index, Script
+from scheduler.lease import Lessor
+from scheduler.model import Refusal
+from scheduler.queue import Index, Script, Shard
 from scheduler.store import Store
 
 
@@ -143,3 +145,19 @@ def test_the_machine_finds_a_planted_fault(
     with pytest.raises((AssertionError, StoreError), match=r"the server says|Postgres answered 23") as found:
         run(machine, 60, phases=(Phase.generate,))
     print(f"\n{fault}: {str(found.value).splitlines()[0][:200]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [WHEEL], indirect=True)
+def test_the_machine_finds_a_worker_that_keeps_what_is_forged(
+    machine: type[Machine], monkeypatch: pytest.MonkeyPatch
+):
+    """On both sides, so that it is not by a difference that it is found."""
+    put_right = Lessor._put_right
+
+    async def keep(self: Lessor, shard: Shard, refusals: Sequence[Refusal], token: str) -> None:
+        await put_right(self, shard, [r for r in refusals if r.reason != "unknown"], token)
+
+    monkeypatch.setattr(Lessor, "_put_right", keep)
+    with pytest.raises(AssertionError, match="was not dropped"):
+        run(machine, 60, phases=(Phase.generate,))
