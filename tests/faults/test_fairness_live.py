@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import pairwise
 
-import psutil
 import pytest
 from fix_store import Database
 from fix_system import Site
 
+from bench.company import Company
 from bench.strain import critical_s
 from scheduler.fairness import Policy
 from scheduler.model import PRIORITIES
@@ -82,26 +82,8 @@ def test_a_worker_under_saturation_shares_by_weight(site):
     check_shares(order[: min(until_empty, WINDOW + 300)])
 
 
-MOST_BY_OTHERS = 0.15
-
-
-class Others:
-    """What processes that are not ours use of the machine, from now on."""
-
-    def __init__(self) -> None:
-        self._before = self._seconds()
-
-    def share(self) -> float:
-        """Their share of what all cores could have done."""
-        (all_, busy, ours), now = self._before, self._seconds()
-        return (now[1] - busy - (now[2] - ours)) / (now[0] - all_)
-
-    @staticmethod
-    def _seconds() -> tuple[float, float, float]:
-        """CPU seconds: that there were, that were used, and that we and our children used."""
-        machine, me = psutil.cpu_times(), psutil.Process()
-        ours = sum(sum(each.cpu_times()[:2]) for each in [me, *me.children(recursive=True)])
-        return sum(machine[:8]), sum(machine[:8]) - machine.idle - machine.iowait, ours
+MOST_BY_OTHERS = 15
+"""Percent of the machine."""
 
 
 def fail(site: Site, n: int) -> list[str]:
@@ -193,13 +175,13 @@ def test_critical_tasks_hardly_notice_5000_that_always_fail(site):
     critical_s(here.system, 1)
     rounds: list[tuple[float, float]] = []
     for _ in range(6):
-        others = Others()
-        idle_s = critical_s(here.system, 3)
-        ids = fail(here, 5_000)
-        stormy_s = critical_s(here.system, 5)
-        here.drained()
-        here.prove(ids)
-        if others.share() < MOST_BY_OTHERS:
+        with Company() as company:
+            idle_s = critical_s(here.system, 3)
+            ids = fail(here, 5_000)
+            stormy_s = critical_s(here.system, 5)
+            here.drained()
+            here.prove(ids)
+        if company.busy_percent < MOST_BY_OTHERS:
             rounds.append((idle_s, stormy_s))
         if len(rounds) == 3:
             break
