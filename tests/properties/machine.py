@@ -176,8 +176,9 @@ class Machine(RuleBasedStateMachine):
         return self._settle(batch, kind, placed=True)
 
     def _settle(self, batch: list[Lease], kind: Any, *, placed: bool) -> Any:
+        after_ms = LATER_MS if kind == "retry" else 0  # what is interrupted goes to the head of its list
         outcomes = [
-            decide(lease, Result(kind, "why", LATER_MS, 0, 500_000), None, SETTINGS) for lease in batch
+            decide(lease, Result(kind, "why", after_ms, 0, 500_000), None, SETTINGS) for lease in batch
         ]
         settled = self.step(lambda side: side.store.settle(outcomes, worker=ME))
         stand = [s for s in outcomes if s.lease.id in settled]

@@ -143,7 +143,7 @@ def test_the_machine_finds_a_planted_fault(
 ):
     plant(monkeypatch, *FAULTS[fault])
     with pytest.raises((AssertionError, StoreError), match=r"the server says|Postgres answered 23") as found:
-        run(machine, 60, phases=(Phase.generate,))
+        run(machine, 300, phases=(Phase.generate,))  # it ends with the first that shows it
     print(f"\n{fault}: {str(found.value).splitlines()[0][:200]}")
 
 
