@@ -10,6 +10,18 @@ from bench.sampling import frame_of
 from bench.scrape import Page
 
 
+ALIKE = {
+    "tasks_dequeued_total": 6,
+    "tasks_succeeded_total": 2,
+    "tasks_failed_total": 2,
+    "tasks_retried_total": 1,
+    "tasks_reaped_total": 1,
+    "tasks_dead_total": 2,
+    "task_run_seconds_count": 4,
+}
+"""What the counters of the burst below gained, if they say what Postgres says."""
+
+
 @pytest.fixture(scope="module")
 def burst(servers):
     with servers.database() as url:
@@ -26,19 +38,10 @@ def _histogram(name: str, label: str, value: str, counts: dict[str, int]) -> Pag
 
 
 def test_every_count_of_postgres_stands_beside_its_counter(burst):
-    metrics = {
-        "tasks_dequeued_total": 6,
-        "tasks_succeeded_total": 2,
-        "tasks_failed_total": 2,
-        "tasks_retried_total": 1,
-        "tasks_reaped_total": 1,
-        "tasks_dead_total": 2,
-        "task_run_seconds_count": 4,
-    }
-    gained = Page({(name, frozenset()): float(n) for name, n in metrics.items()})
+    gained = Page({(name, frozenset()): float(n) for name, n in ALIKE.items()})
     seen = agreement.counts(burst, gained)
-    assert seen["Postgres"].tolist() == seen["scraped"].tolist() == list(metrics.values())
-    assert seen["metric"].tolist() == list(metrics)
+    assert seen["Postgres"].tolist() == seen["scraped"].tolist() == list(ALIKE.values())
+    assert seen["metric"].tolist() == list(ALIKE)
     assert seen.index.tolist() == [
         "claims",
         "successes",
@@ -74,17 +77,6 @@ def samples(*enqueued: int):
     times = " ".join(str(i) for i in range(len(enqueued)))
     series = {"tasks_enqueued_total": {'priority="default"': words}}
     return frame_of({"at": None, "t_s": times, "series": series})
-
-
-ALIKE = {
-    "tasks_dequeued_total": 6,
-    "tasks_succeeded_total": 2,
-    "tasks_failed_total": 2,
-    "tasks_retried_total": 1,
-    "tasks_reaped_total": 1,
-    "tasks_dead_total": 2,
-    "task_run_seconds_count": 4,
-}
 
 
 def gained(**changes: int) -> Page:
