@@ -9,7 +9,6 @@ from bench import agreement, ledger, repeats
 from bench.sampling import frame_of
 from bench.scrape import Page
 
-
 ALIKE = {
     "tasks_dequeued_total": 6,
     "tasks_succeeded_total": 2,
