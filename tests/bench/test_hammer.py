@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import pytest
 from stub_api import StubApi
 
@@ -43,6 +46,36 @@ def test_a_broken_connection_is_a_fault_and_does_not_end_the_load(api):
     api.break_connections(3)
     answers = run(hammer(api.url, NOOP, 2, requests=30))
     assert (answers.accepted, answers.busy, answers.faults) == (27, 0, 3)
+
+
+def test_who_waits_too_long_for_an_answer_is_a_fault_and_goes_on(api, monkeypatch):
+    monkeypatch.setattr("bench.hammer.TIMEOUT_S", 0.3)
+    api.stall(5, 1.0)
+    answers = run(hammer(api.url, NOOP, 2, requests=30))
+    assert answers.faults >= 2
+    assert answers.accepted == 30 - answers.faults > 4
+
+
+def test_what_is_no_answer_at_all_is_a_fault():
+    async def nonsense(reader, writer):
+        await reader.read(100)
+        writer.write(b"not HTTP\r\n\r\n")
+        writer.close()
+
+    async def meet():
+        async with await asyncio.start_server(nonsense, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await hammer(f"127.0.0.1:{port}", NOOP, 2, requests=10)
+
+    assert run(meet()).statuses == {0: 10}
+
+
+def test_nobody_listening_is_a_fault_for_each_request():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        answers = run(hammer(f"127.0.0.1:{taken.getsockname()[1]}", NOOP, 2, requests=10))
+    assert answers.statuses == {0: 10}
+    assert len(answers.latencies) == 10
 
 
 def test_what_is_not_the_api_accepts_nothing(api):
