@@ -106,10 +106,7 @@ class Side:
             time.sleep(_LOOK_S)
 
     def paths(self, n: int) -> dict[str, list[str]]:
-        """Paths of n requests of each kind: four pages of 50 tasks, a task, and a task's runs.
-
-        Of the pages of dead tasks there are fewer: one may walk over a million rows.
-        """
+        """Paths of n requests of each kind: four pages of 50 tasks, a task, and a task's runs."""
         ids = self._ended_ids(n)
         pages = {
             "newest": {},
@@ -120,8 +117,7 @@ class Side:
         paths = {name: [f"/v1/tasks?{urlencode({'limit': 50, **q})}"] for name, q in pages.items()}
         paths["lookup"] = [f"/v1/tasks/{id_}" for id_ in ids]
         paths["runs"] = [f"/v1/tasks/{id_}/runs" for id_ in ids]
-        few = max(n // 20, 4)
-        return {name: list(islice(cycle(each), few if name == "dead" else n)) for name, each in paths.items()}
+        return {name: list(islice(cycle(each), n)) for name, each in paths.items()}
 
     def _ended_ids(self, n: int) -> list[str]:
         [(rows,)] = self.system.query("SELECT reltuples::float8 FROM pg_class WHERE relname = 'tasks'")

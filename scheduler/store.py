@@ -57,6 +57,7 @@ _TERMS: Final = {
 }
 _OPEN: Final = "AND t.finished_at IS NULL"
 _DEAD: Final = "AND t.dead_at IS NOT NULL"
+_DIED: Final = "AND t.dead_reason IS NOT NULL"
 
 # One at a time: Postgres has told two that drop or make days at once of a broken catalogue, or of a deadlock.
 # A drop needs all of task_runs for a moment; while it waits for a long reader, every settle waits behind it.
@@ -376,6 +377,8 @@ class Store:
             terms.append(_DEAD)
         elif status in {"queued", "running", "retrying"}:
             terms.append(_OPEN)  # the same rows, and the partial index that finds them
+        elif status == "dead":
+            terms.append(_DIED)  # likewise
         rows = await self._run("tasks", " ".join(terms), before=before, page=limit, **given)
         return [Task(*row) for row in rows]
 

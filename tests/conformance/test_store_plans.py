@@ -59,8 +59,13 @@ def full(any_postgres_url: str) -> Iterator[Database]:
 
 def plan(db: Database, name: str, params: dict[str, Any], *, generic: bool) -> str:
     """The plan of a statement of the store as JSON, for these values or for any."""
+    return plan_of(db, statement(name), params, generic=generic)
+
+
+def plan_of(db: Database, text: str, params: dict[str, Any], *, generic: bool) -> str:
+    """The plan of a statement with bind parameters as JSON, for these values or for any."""
     numbers: dict[str, int] = {}
-    text = statement(name).replace("%%", "%")
+    text = text.replace("%%", "%")
     text = re.sub(r"%\((\w+)\)s", lambda m: f"${numbers.setdefault(m[1], len(numbers) + 1)}", text)
     db.rows(f"SET plan_cache_mode = force_{'generic' if generic else 'custom'}_plan")
     connection = db._connection
@@ -136,6 +141,30 @@ def test_reconcile_reads_open_rows_and_dead_letters_by_their_own_indexes(full: D
         shown = plan(full, name, {"after": FIRST_ID, "page": 1000}, generic=generic)
         assert index in shown, f"{name}: {shown}"
         assert '"Sort"' not in shown, f"{name} must read its page and no more: {shown}"
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["these values", "any values"])
+@pytest.mark.parametrize(("status", "index"), [("queued", "tasks_open"), ("dead", "tasks_died")])
+async def test_a_page_of_open_or_dead_tasks_passes_no_others(
+    full: Database, monkeypatch, status: Any, index: str, generic: bool
+):
+    """Also of dead tasks whose dead letter was purged, which the index of dead letters has not."""
+    full.rows("UPDATE tasks SET dead_at = NULL WHERE status = 'dead'")
+    async with open_store(full.url) as store:
+        statements = []
+        run = store._connections.run
+
+        async def noted(text, params=None):
+            statements.append((text, params))
+            return await run(text, params)
+
+        monkeypatch.setattr(store._connections, "run", noted)
+        page = await store.tasks(status=status, limit=50)
+    assert [task.status for task in page] == [status] * 50
+    [(text, params)] = statements
+    shown = plan_of(full, text, params, generic=generic)
+    assert f'"Index Name": "{index}"' in shown, shown
+    assert '"Sort"' not in shown, shown
 
 
 async def test_claims_renewals_and_retries_are_heap_only(any_postgres_url: str):
