@@ -147,9 +147,14 @@ def test_a_calibrated_twin_comes_out_as_the_runs_did(tmp_path, capsys):
 
 def test_what_a_failure_costs_is_told_by_runs_that_fail(tmp_path):
     paths = [measured(NOOPS, tmp_path / "noops.json"), measured(FAILING, tmp_path / "failing.json")]
-    fitted = calibrate.fit([run for path in paths for run in calibrate.read(path)])
+    runs = [run for path in paths for run in calibrate.read(path)]
+    for run in runs:
+        if run.failed:  # one insert, four runs
+            run.prices["postgres_us"] /= 2
+    fitted = calibrate.fit(runs)
     assert fitted.worker_us == pytest.approx(TRUTH.worker_us)
     assert fitted.failure_us == pytest.approx(TRUTH.failure_us)
+    assert fitted.postgres_us == pytest.approx(TRUTH.postgres_us)
 
 
 def test_without_them_it_keeps_its_default(tmp_path):
