@@ -98,11 +98,15 @@ def test_a_locust_that_cannot_begin_says_why(api, monkeypatch, tmp_path):
 
 
 def test_one_that_hangs_is_given_up_and_ended(api, monkeypatch):
-    """The stub stalls longer than the driver is patient."""
-    monkeypatch.setattr(swarm, "_PATIENCE_S", 1.5)
+    """The stub stalls longer than the driver is patient, once Locust has begun."""
+
+    def begun(result):
+        if result.accepted:
+            monkeypatch.setattr(swarm, "_PATIENCE_S", 1.5)
+
     api.stall(at=10, seconds=6)
     before = set(psutil.Process().children(recursive=True))
-    result = swarm.run(deck(MIX, 40), Locust(40, users=2, followed=0), host=api.url, progress=silent)
+    result = swarm.run(deck(MIX, 40), Locust(40, users=2, followed=0), host=api.url, progress=begun)
     assert "none for 2 s" in result.gave_up
     assert 0 < result.accepted < 40
     assert set(psutil.Process().children(recursive=True)) <= before
