@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from bench.receipts import LATE_S
 from bench.rows import Limit
 
 
@@ -76,6 +77,8 @@ def _latency() -> Iterator[Limit]:
     title = "the same from `created_at` to the start"
     yield _most("burst-created", title, "ms", "burst.created_p95", "idle-200.created_p95")
     yield _most("burst-reply", "the HTTP reply to it", "ms", "burst.reply_p95", "idle-200.reply_p95")
+    title = "the generator's own lateness at 200/s, p95"
+    yield _most("lag-200", title, "ms", "idle-200.lag_p95", must=1000 * LATE_S)
     yield _most("lag", "the generator's own lateness at 1,000/s, p95", "ms", "idle-1000.lag_p95")
 
 

@@ -17,7 +17,7 @@ from bench import amnesia, record
 from bench.amnesia import DEEPEST, Scene
 from bench.burst import Stalled
 from bench.figure import Figure, table
-from bench.seeds import seeds
+from bench.options import count, seeds
 from bench.system import OWN_SERVERS, system
 from bench.watch import Overdue
 
@@ -35,7 +35,9 @@ _SETTINGS: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `amnesia` to `parser`."""
     parser.add_argument("--seeds", type=seeds, default=range(1, 4), metavar="A-B", help="which (1-3)")
-    parser.add_argument("--tasks", type=int, default=TASKS, metavar="N", help=f"tasks of each seed ({TASKS})")
+    parser.add_argument(
+        "--tasks", type=count, default=TASKS, metavar="N", help=f"tasks of each seed ({TASKS})"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a record here")
 
 

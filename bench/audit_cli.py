@@ -21,6 +21,7 @@ import redis
 
 from bench.audit import Verdict, audit
 from bench.drift import GAP_S, Exporter, audit_live, checks, watch
+from bench.options import seconds
 from bench.receipts import Receipt, promised, read_ledger
 from bench.system import read_settings, redis_url_of
 from scheduler.errors import ConfigError, StartError
@@ -45,23 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " judge every task, and allow N of them that the ledger does not know",
     )
     parser.add_argument(
-        "--gap", type=_seconds, default=GAP_S, metavar="S", help=f"seconds between two looks ({GAP_S:g})"
+        "--gap", type=seconds, default=GAP_S, metavar="S", help=f"seconds between two looks ({GAP_S:g})"
     )
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    parser.add_argument("--watch", type=_seconds, metavar="S", help="look every S seconds until Ctrl-C")
+    parser.add_argument("--watch", type=seconds, metavar="S", help="look every S seconds until Ctrl-C")
     parser.add_argument(
         "--metrics-addr", type=_address, metavar="HOST:PORT", help="export scheduler_drift{kind} meanwhile"
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
 
 
 def _count(text: str) -> int:

@@ -14,7 +14,7 @@ from bench.scenario import Bulk, Closed, Load, Locust, Open, Shape
 from bench.system import Running
 from bench.tape import Replay
 from bench.workload import Dealt
-from scheduler.errors import StartError
+from scheduler.errors import SchedulerError, StartError
 
 _LOOK_S: Final = 0.5
 _COUNT_S: Final = 2.0
@@ -32,7 +32,7 @@ Tell = Callable[[str, int, int], None]
 """Told (what is being counted, how many so far, of how many)."""
 
 
-class Stalled(RuntimeError):
+class Stalled(SchedulerError):
     """Nothing has ended for a long time, though tasks are open."""
 
 

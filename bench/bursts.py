@@ -60,10 +60,10 @@ class Bursts:
         ]
 
     def limits(self) -> pd.DataFrame:
-        """A row a burst: the median of each share, and what limits."""
+        """A row a burst: the median of each share, and what limits, of what stands."""
         rows = {}
         for title, every in self.seen.items():
-            each = [self.shares(one) for one in every]
+            each = [self.shares(one) for one in standing(every)]
             middle = {name: spread([one[name] for one in each]).median for name in each[0]}
             limiting = sorted({max(one, key=one.__getitem__) for one in each})
             rows[title] = {name: f"{share:.0%}" for name, share in middle.items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from bench import capture, record, tape, trace
+from bench.options import seconds
 from bench.system import read_settings
 from bench.trace import Header, Traced
 from scheduler.errors import ConfigError, StartError
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", dest="end", type=_instant, metavar="T", help="its end; a commit then is outside"
     )
-    parser.add_argument("--last", type=_seconds, metavar="SECONDS", help="instead: so many seconds until now")
+    parser.add_argument("--last", type=seconds, metavar="SECONDS", help="instead: so many seconds until now")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the trace, as JSON lines")
     parser.add_argument(
         "--anonymous",
@@ -46,16 +47,6 @@ def _instant(text: str) -> datetime:
     if found is None or found.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no instant with its zone, like 2026-11-24T09:00:00Z")
     return found
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
 
 
 def main(args: argparse.Namespace) -> int:

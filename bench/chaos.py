@@ -24,7 +24,7 @@ from typing import Any, Final
 from bench import record
 from bench.audit import Check
 from bench.builds import BUILDS
-from bench.seeds import seeds
+from bench.options import seconds, seeds
 from bench.trial import run
 from scheduler.errors import ConfigError
 
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, default=1, help="the seed of one run (1)")
     which.add_argument("--seeds", type=seeds, metavar="A-B", help="several runs, those done already left out")
-    parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of a run (25)")
+    parser.add_argument("--seconds", type=seconds, default=25.0, metavar="S", help="length of a run (25)")
     parser.add_argument("--build", choices=sorted(BUILDS), help="run a broken build: it must fail")
     parser.add_argument(
         "--results",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from scheduler.errors import CommandLine, StartError, exit_code
+from scheduler.errors import CommandLine, StartError, exit_code, interrupted_by_signals
 
 _COMMANDS: Final = {
     "demo": ("bench.demo", "two bursts on a system of its own, the snapshot table, and an audit"),
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the answer is no, 2 it could not be done."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words and words[0] in _COMMANDS else None
-    return exit_code("bench", lambda: _run(parser(chosen).parse_args(words)))
+    with interrupted_by_signals():
+        return exit_code("bench", lambda: _run(parser(chosen).parse_args(words)))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,6 +19,9 @@ from bench.vitals import cpu_s
 BUSY_PERCENT: Final = 10.0
 STEAL_PERCENT: Final = 2.0
 """Above these a measurement counts as disturbed."""
+
+DISTURBED: Final = "disturbed"
+"""What a round calls the share of the cores, in percent, that one of its measurements had to do without."""
 
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _IDLE, _IOWAIT, _STEAL, _GUEST = 3, 4, 7, 8
@@ -68,13 +72,28 @@ class Company:
 
 
 def told(made: dict[str, Any]) -> str:
-    """Where a record comes from that kept its company, and what else the machine did meanwhile."""
+    """Where a record comes from that kept its company, and what else the machine did meanwhile.
+
+    Of the whole, and of each measurement: a neighbour who comes for a minute is little of the whole.
+    """
     found: Mapping[str, Any] = made["result"]
     disturbed = " **The machine was disturbed.**" if found["disturbed"] else ""
+    disturbed += _parts([*found.get("rounds", ()), *found.get("kills", ())])
     return (
         f"{record.told(made)}. It took {found['seconds']:,} s; other work used {found['busy_percent']:g} % of"
         f" the cores meanwhile, and the host withheld {found['steal_percent']:g} %.{disturbed}"
     )
+
+
+def _parts(rounds: Sequence[Mapping[str, float]]) -> str:
+    """Which measurements were disturbed, each by its name and how often."""
+    arms = Counter(
+        arm for each in rounds for arm, _, what in (key.partition(".") for key in each) if what == DISTURBED
+    )
+    if not arms:
+        return " No single measurement was disturbed." if rounds else ""
+    named = ", ".join(f"{arm} ({n}×)" for arm, n in sorted(arms.items()))
+    return f" Disturbed were single measurements of {named}."
 
 
 def _own_s() -> float:

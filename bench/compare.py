@@ -30,6 +30,7 @@ from bench import power, record, repeats, scenario
 from bench.builds import committed
 from bench.costs import Costs
 from bench.figure import lined_up
+from bench.options import count, percent
 from bench.repeats import COSTS, TIMES, Measure, Record
 from bench.stats import Effect, compared, spread
 from bench.turn import Arm, records
@@ -120,9 +121,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A and B are commits: run this on both, in turns",
     )
     what.add_argument(
-        "--planted", type=float, metavar="PERCENT", help="how surely would A's controls tell such a change?"
+        "--planted", type=percent, metavar="PERCENT", help="how surely would A's controls tell such a change?"
     )
-    parser.add_argument("--repeats", type=int, default=12, help="blocks of --commits and --planted (12)")
+    parser.add_argument("--repeats", type=count, default=12, help="blocks of --commits and --planted (12)")
     parser.add_argument("--out", type=Path, help="write a record of the comparison here")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypedDict
@@ -18,6 +19,7 @@ from bench import meter, record
 from bench.burst import drain, metrics, ran_once, send
 from bench.company import Company
 from bench.company import told as source
+from bench.options import count
 from bench.progress import told
 from bench.rates import api_pid, frozen
 from bench.rounds import SETTINGS, SLOTS
@@ -67,8 +69,8 @@ def changes(found: Mapping[str, float], reference: Mapping[str, float]) -> list[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cost` to `parser`."""
-    parser.add_argument("--tasks", type=int, default=100_000, help="noops of the drain (100000)")
-    parser.add_argument("--workers", type=int, default=3, help="worker processes (3)")
+    parser.add_argument("--tasks", type=count, default=100_000, help="noops of the drain (100000)")
+    parser.add_argument("--workers", type=count, default=3, help="worker processes (3)")
     parser.add_argument("--steps", action="store_true", help="what each step costs, too; this needs py-spy")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")
 
@@ -117,14 +119,18 @@ def _stepped(me: System, tasks: int, workers: int, tell: Any) -> list[Step]:
     """The steps of one burst, on its way in and through the fleet."""
     with me.with_fleet(workers) as fleet:
         page = metrics(me)
-        with frozen(fleet):
+        with ExitStack() as cold:
+            cold.enter_context(frozen(fleet))
             steps = _watched(
                 me, tasks, "come in", "API", [api_pid(me)], lambda: send(me, deck(_NOOPS, tasks), tell)
             )
-        pids = [member.pid for member in fleet]
-        return steps + _watched(
-            me, tasks, "are worked off", "workers", pids, lambda: drain(me, tasks, page, tell)
-        )
+
+            def work_off() -> None:
+                cold.close()
+                drain(me, tasks, page, tell)
+
+            pids = [member.pid for member in fleet]
+            return steps + _watched(me, tasks, "are worked off", "workers", pids, work_off)
 
 
 def _watched(

@@ -34,6 +34,7 @@ from bench.stand import Stand
 from bench.system import System
 from bench.vitals import cpu_s, vitals
 from bench.workload import Body
+from scheduler.errors import StartError
 
 MIB: Final = 2**20
 BACKLOG_BYTES: Final = 40_000_000
@@ -96,8 +97,7 @@ def _stream(me: System, workers: int, n: int, env: Mapping[str, str]) -> dict[st
     ):
         for start in range(0, n, _CHUNK):
             bodies: list[Body] = [{"type": "noop"}] * min(_CHUNK, n - start)
-            sent = load.run(load.bulk(bodies, host=me.host, keys=False))
-            ids += [receipt.id for receipt in sent.receipts]
+            ids += load.run(load.bulk(bodies, host=me.host, keys=False)).all_ids()
             while open_tasks(me) > _MOST_OPEN:
                 time.sleep(_LOOK_S)
         await_ended(me)
@@ -112,7 +112,9 @@ def _queued(me: System, n: int) -> dict[str, float]:
     batch = 1000
     with emptied(me), connected(me.redis_url) as client:
         before = _used_memory(client)
-        load.run(hammer(me.host, noops(batch), 1, requests=n // batch))
+        answers = load.run(hammer(me.host, noops(batch), 1, requests=n // batch))
+        if answers.accepted < n // batch:
+            raise StartError(f"not all was accepted: answers {dict(answers.statuses)}")
         return {"bytes": (_used_memory(client) - before) / n}
 
 
@@ -127,13 +129,14 @@ def _payloads(me: System, host: str, env: Mapping[str, str]) -> dict[str, float]
     payload = {"sleep_ms": PAYLOAD_MS, "text": text}
     bodies: list[Body] = [{"type": "sleeper", "payload": payload}] * (BACKLOG_BYTES // PAYLOAD_BYTES)
     with me.with_fleet(1, env=env) as [worker]:
-        load.run(load.bulk([{"type": "noop"}] * _USED_TO, host=me.host, keys=False))
+        load.run(load.bulk([{"type": "noop"}] * _USED_TO, host=me.host, keys=False)).all_ids()
         await_ended(me)
         before = vitals(worker.pid).rss
         with Memory({"worker": [worker.pid]}) as memory:
             with frozen([worker]):
-                load.run(load.bulk(bodies, host=host, size=10, keys=False))
+                ids = load.run(load.bulk(bodies, host=host, size=10, keys=False)).all_ids()
             await_ended(me)
+        ran_once(me, ids)
     return {"growth": memory.told("worker")["peak"] - before / MIB}
 
 

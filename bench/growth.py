@@ -27,12 +27,13 @@ from bench import meter, progress, record
 from bench.churn import churn
 from bench.company import Company, told
 from bench.filling import fill
+from bench.options import count, minutes
 from bench.rounds import Arms, Round, measured
 from bench.rows import MUST_MISSED, Limit, Row, markdown
 from bench.side import Side
 from bench.system import system
 from scheduler.embedded import Postgres, Redis
-from scheduler.errors import StartError
+from scheduler.errors import ConfigError, StartError
 
 OUT: Final = record.RESULTS / "growth.json"
 
@@ -109,10 +110,10 @@ QUICK: Final = Size(20_000, 5_000, 400, 1_000, 1_000, 40, 1, 2.0, 0.1)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `growth` to `parser`."""
-    parser.add_argument("--finished", type=int, help="tasks that have ended (10000000)")
-    parser.add_argument("--open", type=int, dest="open_", help="tasks that wait (1000000)")
-    parser.add_argument("--rounds", type=int, help="rounds in which both sizes are measured (5)")
-    parser.add_argument("--minutes", type=float, help="how long the churn lasts (5)")
+    parser.add_argument("--finished", type=count, help="tasks that have ended (10000000)")
+    parser.add_argument("--open", type=count, dest="open_", help="tasks that wait (1000000)")
+    parser.add_argument("--rounds", type=count, help="rounds in which both sizes are measured (5)")
+    parser.add_argument("--minutes", type=minutes, help="how long the churn lasts (5)")
     parser.add_argument("--quick", action="store_true", help="so little that it only shows that all works")
     parser.add_argument("--seed", type=int, default=1, help="draws the order within each round (1)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")
@@ -122,6 +123,8 @@ def main(args: argparse.Namespace) -> int:
     """0 if every bound that must be kept is kept, 1 if not; always 0 with --quick, which judges nothing."""
     given = {name: getattr(args, name) for name in ("finished", "open_", "rounds", "minutes")}
     size = replace(QUICK if args.quick else Size(), **{n: v for n, v in given.items() if v is not None})
+    if size.finished < size.dead:
+        raise ConfigError(f"--finished is {size.finished:,}, and {size.dead:,} of these are to be dead")
     with Company() as company:
         rows, rounds = measure(size, args.seed)
     result = {"quick": args.quick, "size": asdict(size), "rows": [row.data() for row in rows]}

@@ -21,6 +21,7 @@ from bench import crowd, footprint, latency, occupancy, rates, record, startup
 from bench.aims import AIMS
 from bench.burst import Stalled
 from bench.company import Company, told
+from bench.options import count
 from bench.rounds import FULL, QUICK, SETTINGS, Round, Size, Topic, arms_of, measured
 from bench.rows import MUST_MISSED, Limit, Row, markdown
 from bench.system import System, system
@@ -45,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="NAME", action="append", help=f"a row or a topic ({', '.join(TOPICS)}); repeatable"
     )
-    parser.add_argument("--rounds", type=int, help="rounds of what is compared (3)")
+    parser.add_argument("--rounds", type=count, help="rounds of what is compared (3)")
     parser.add_argument(
-        "--tasks", type=int, help="tasks that stream through while memory is watched (100000)"
+        "--tasks", type=count, help="tasks that stream through while memory is watched (100000)"
     )
     parser.add_argument("--seed", type=int, default=1, help="draws the order within the rounds (1)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")

@@ -100,5 +100,4 @@ def busy_share(runs: Sequence[Run], slots: int) -> float:
 
 
 def _send(me: System, bodies: Sequence[Body]) -> list[str]:
-    result = load.run(load.bulk(bodies, host=me.host, keys=False))
-    return [receipt.id for receipt in result.receipts]
+    return load.run(load.bulk(bodies, host=me.host, keys=False)).all_ids()

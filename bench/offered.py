@@ -58,6 +58,7 @@ def ladder(
             p50_s, p95_s (float): latency of the answers, from the intended times.
             wait_p95_s (float): from a task's commit to its start.
             lag_s (float): p95 of how late the client itself sent.
+            disturbed (bool): other work took part of the machine, so the row is for no median.
     """
     rows, seen = [], []
     for repeat in range(repeats):
@@ -66,18 +67,23 @@ def ladder(
             run = observed(me, f"{rate:g}/s", deck(Mix(noop=100), load.tasks, 1 + repeat), load)
             got = run.receipts
             latency = got.latency_s(50), got.latency_s(95)
-            rows.append((rate, repeat, got.rate, *latency, run.snapshot.p95_wait_s, got.lag_s))
+            sent = run.snapshot.p95_wait_s, got.lag_s, run.company.disturbed
+            rows.append((rate, repeat, got.rate, *latency, *sent))
             seen.append(run)
-    columns = ["rate", "repeat", "accepted_per_s", "p50_s", "p95_s", "wait_p95_s", "lag_s"]
+    columns = ["rate", "repeat", "accepted_per_s", "p50_s", "p95_s", "wait_p95_s", "lag_s", "disturbed"]
     return pd.DataFrame(rows, columns=columns), seen
 
 
 def sustainable(steps: pd.DataFrame, limit_s: float) -> float:
-    """The highest rate that was offered up to which every step kept the limit and kept up; 0 if none did."""
+    """The highest rate that was offered up to which every step kept the limit and kept up; 0 if none did.
+
+    Disturbed steps are passed over; a rate that has no others is not known to be kept.
+    """
     kept = (steps["p95_s"] <= limit_s) & (steps["accepted_per_s"] >= KEPT_UP * steps["rate"])
     best = 0.0
-    for rate, fine in kept.groupby(steps["rate"]):
-        if not fine.all():
+    for rate in sorted(steps["rate"].unique()):
+        fine = kept[(steps["rate"] == rate) & ~steps["disturbed"]]
+        if fine.empty or not fine.all():
             break
-        best = float(str(rate))
+        best = float(rate)
     return best

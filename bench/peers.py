@@ -22,6 +22,7 @@ from bench import record
 from bench.company import Company, told
 from bench.known_peers import PEERS
 from bench.lineup import FULL, QUICK, Effort, Entries, gathered, present
+from bench.options import count
 from bench.rounds import Round, measured
 from bench.rows import MUST_MISSED
 from bench.standings import Standings
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only = f"this peer; repeat it for more (all: {', '.join(known)})"
     parser.add_argument("--only", action="append", choices=known, metavar="NAME", help=only)
     parser.add_argument("--work", action="append", choices=WORKS, help="this work; repeat it for more (all)")
-    parser.add_argument("--tasks", type=int, default=FULL.tasks, help="noops of each drain (20000)")
-    parser.add_argument("--rounds", type=int, default=FULL.rounds, help="rounds of burst and pace (5)")
+    parser.add_argument("--tasks", type=count, default=FULL.tasks, help="noops of each drain (20000)")
+    parser.add_argument("--rounds", type=count, default=FULL.rounds, help="rounds of burst and pace (5)")
     parser.add_argument("--quick", action="store_true", help="one small round, and one setup of each peer")
     parser.add_argument("--seed", type=int, default=1, help="draws the order within each round (1)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where the record goes ({OUT})")
@@ -52,7 +53,8 @@ def main(args: argparse.Namespace) -> int:
     print(f"\n{effort.tasks:,} noops, {effort.rounds} rounds in turns; {versions}\n\n{found.text()}")
     named = [f"--{option} {value}" for option in ("only", "work") for value in getattr(args, option) or ()]
     much = ["--quick"] if args.quick else [f"--tasks {effort.tasks} --rounds {effort.rounds}"]
-    result = {"quick": args.quick} | found.data() | company.data()
+    result = {"quick": args.quick, "only": [*(args.only or ()), *(args.work or ())]}
+    result |= found.data() | company.data()
     made = record.make(["bench peers", *named, *much, f"--seed {args.seed}"], result)
     record.write(args.out, made)
     print(f"\n{told(made)}")

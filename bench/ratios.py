@@ -17,6 +17,7 @@ import argparse
 from typing import Final
 
 from bench import rates
+from bench.options import count
 from bench.rounds import SETTINGS, SLOTS, Size, arms_of, measured
 from bench.rows import MUST_MISSED, Limit, Row
 from bench.stats import spread
@@ -28,13 +29,13 @@ _SEED: Final = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ratios` to `parser`."""
-    parser.add_argument("--tasks", type=int, default=20_000, help="noops of a drain (20000)")
-    parser.add_argument("--ones", type=int, default=4_000, help="noops of a drain in batches of one (4000)")
+    parser.add_argument("--tasks", type=count, default=20_000, help="noops of a drain (20000)")
+    parser.add_argument("--ones", type=count, default=4_000, help="noops of a drain in batches of one (4000)")
     parser.add_argument(
-        "--singles", type=int, default=4_000, help="tasks of a round of single requests (4000)"
+        "--singles", type=count, default=4_000, help="tasks of a round of single requests (4000)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, each measures everything once (3)")
-    parser.add_argument("--workers", type=int, default=3, help="worker processes (3)")
+    parser.add_argument("--rounds", type=count, default=3, help="rounds, each measures everything once (3)")
+    parser.add_argument("--workers", type=count, default=3, help="worker processes (3)")
 
 
 def main(args: argparse.Namespace) -> int:

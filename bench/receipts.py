@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.stats import percentile
+from scheduler.errors import StartError
 
 LATE_S = 0.01
 """A request sent more than this after its intended time counts as late, in seconds."""
@@ -75,6 +76,17 @@ class LoadResult:
     def accepted(self) -> int:
         """Bodies whose acceptance the client knows of."""
         return len(self.receipts)
+
+    def all_ids(self) -> list[str]:
+        """The ids of all bodies. What counts on all of them is no figure if some are missing.
+
+        Raises:
+            StartError: not every body was accepted.
+        """
+        if self.accepted < self.asked:
+            why = self.gave_up or f"answers {dict(self.statuses)}, {self.unanswered} unanswered"
+            raise StartError(f"only {self.accepted:,} of {self.asked:,} tasks were accepted: {why}")
+        return [receipt.id for receipt in self.receipts]
 
     @property
     def replays(self) -> int:

@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import psycopg
+
 from bench import meter, record
 from bench.arena import Arena
-from bench.burst import Stalled
 from bench.figure import Figure, failure, table
 from bench.recovery import FAULTS, SLOTS, Fault, crashes, flushes, outages, stops
 from bench.strain import idle, saturation, storms
 from bench.system import OWN_SERVERS, System, system
-from bench.watch import Overdue
+from scheduler.errors import SchedulerError
 
 _SETTINGS: Final = OWN_SERVERS | {
     "LOG_LEVEL": "warning",
@@ -137,7 +138,7 @@ def told(measures: dict[str, Measure]) -> Iterator[Figure]:
         began = time.monotonic()
         try:
             found: list[Figure] = one()
-        except (Overdue, Stalled) as error:
+        except (SchedulerError, psycopg.Error) as error:
             found = [failure(name, str(error))]
         missed = sum(not figure.holds for figure in found)
         verdict = f"{missed} MISSED" if missed else "ok"

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
+from bench.company import DISTURBED, Company
 from bench.figure import shown
 from bench.rows import Limit
 from bench.system import OWN_SERVERS, System
@@ -29,7 +30,7 @@ SETTINGS: Final = OWN_SERVERS | {
 Arm = Callable[[], Mapping[str, float]]
 Arms = Mapping[str, Arm]
 Round = dict[str, float]
-"""The measures of one round, by `arm.measure`."""
+"""The measures of one round, by `arm.measure`; `arm.disturbed`, in percent of the cores, where it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,10 @@ def measured(
     for number in range(1, rounds + 1):
         this: Round = {}
         for name in rng.sample(names, len(names)):
-            measures = arms[name]()
+            with Company() as company:
+                measures = dict(arms[name]())
+            if company.disturbed:
+                measures[DISTURBED] = max(company.busy_percent, company.steal_percent)
             told = "  ".join(f"{key} {shown(value)}" for key, value in measures.items())
             print(f"{title} {number}/{rounds}  {name:<12} {told}", flush=True)
             this |= {f"{name}.{key}": value for key, value in measures.items()}

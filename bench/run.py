@@ -45,6 +45,9 @@ def main(args: argparse.Namespace) -> int:
     plans = [_repeated(scenario.read(path), args.repeats) for path in args.scenario]
     if args.out is not None and len(args.out) != len(plans):
         raise ConfigError(f"--out is given {len(args.out)} times for {len(plans)} scenarios")
+    if len({planned.repeats for planned in plans}) > 1:
+        told = ", ".join(f"{planned.name} {planned.repeats}" for planned in plans)
+        raise ConfigError(f"a block has each scenario once; these differ in repeats ({told}): give --repeats")
     arms = [Arm(planned) for planned in plans]
     if args.control:
         arms.insert(1, replace(arms[0], control=True))

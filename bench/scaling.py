@@ -27,6 +27,7 @@ def grid(
             per_s (float): tasks that ended a second.
             slot_bound_per_s, cpu_bound_per_s (float): see the module.
             efficiency (float): per_s over the slots' bound.
+            disturbed (bool): other work took part of the machine, so the row is for no median.
             limiter (string): the lower one of the two bounds, `slots` or `CPU`.
     """
     rows, seen = [], []
@@ -37,8 +38,9 @@ def grid(
                     title, dealt = f"{n} × {each}", deck(Mix(sleep=100, sleep_ms=sleep_ms), tasks, 1 + repeat)
                     run = observed(me, title, dealt, seed=1 + repeat)
                 seen.append(run)
-                rows.append((n, each, repeat, run.snapshot.throughput, 1000 * n * each / sleep_ms, _cpu(run)))
-    columns = ["workers", "slots", "repeat", "per_s", "slot_bound_per_s", "cpu_bound_per_s"]
+                bounds = 1000 * n * each / sleep_ms, _cpu(run)
+                rows.append((n, each, repeat, run.snapshot.throughput, *bounds, run.company.disturbed))
+    columns = ["workers", "slots", "repeat", "per_s", "slot_bound_per_s", "cpu_bound_per_s", "disturbed"]
     frame = pd.DataFrame(rows, columns=columns)
     slower = frame["slot_bound_per_s"] <= frame["cpu_bound_per_s"]
     named = slower.map({True: "slots", False: "CPU"}).astype("string")

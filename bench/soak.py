@@ -35,6 +35,7 @@ from scheduler.errors import ConfigError, StartError
 
 WORKERS: Final = 2
 APP: Final = "bench.work"
+EVERY_S: Final = 5.0
 REDIS_GROWTH: Final = 1.05
 """Bytes in Redis at the end, by those before the load: what clients' buffers may make of it."""
 
@@ -119,7 +120,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `soak` to `parser`."""
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="length of the load (30)")
     parser.add_argument("--rate", type=float, metavar="R", help="tasks a second (half of the capacity)")
-    parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between samples (5)")
+    parser.add_argument(
+        "--every", type=float, default=EVERY_S, metavar="S", help="seconds between samples (5)"
+    )
     parser.add_argument(
         "--app", default=APP, metavar="MODULE", help="whose handler `work` takes a part of the tasks"
     )
@@ -140,10 +143,19 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(("", *found.lines())))
     print("\nsoak passed" if found.holds else "\nSOAK FAILED")
     if args.out is not None:
-        rate = [] if args.rate is None else [f"--rate {args.rate:g}"]
-        command = ["bench soak", f"--minutes {args.minutes:g}", *rate]
-        record.write(args.out, record.make(command, found.record()))
+        record.write(args.out, record.make(_command(args), found.record()))
     return 0 if found.holds else 1
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """What a reader types to soak again."""
+    return [
+        "bench soak",
+        f"--minutes {args.minutes:g}",
+        *([] if args.rate is None else [f"--rate {args.rate:g}"]),
+        *([] if args.every == EVERY_S else [f"--every {args.every:g}"]),
+        *([] if args.app == APP else [f"--app {args.app}"]),
+    ]
 
 
 def soak(minutes: float, *, rate: float | None, every_s: float, app: str = APP) -> Soak:

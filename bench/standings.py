@@ -135,13 +135,15 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
     for peer in PEERS:
         setups = [setup for setup in peer_of if peer_of[setup] == peer.name]
         must, aim = BOUNDS.get(peer.name, (None, None))
-        if not setups:
-            if peer.name in absent and must is not None:
-                what = f"noops drained, against {peer.title}, which was not measured"
-                limit = Limit(peer.name, "peers", what, "/s", f"{ours.NAME}.rate", peer.name, must, aim)
-                rows.append(Row.missing(limit))
+        if peer.name in absent and must is not None:
+            # Whoever lacks one of its setups may lack its best.
+            what = f"noops drained, against {peer.title}, which was not measured whole"
+            limit = Limit(peer.name, "peers", what, "/s", f"{ours.NAME}.rate", peer.name, must, aim)
+            rows.append(Row.missing(limit))
             continue
-        best = best_of(rounds, setups)
+        if not setups:
+            continue
+        best, just = best_of(rounds, setups), round(JUST * peer.before, 3)
         itself = f"{best} against pgbench; {peer.before:.2f} when first measured"
         limits = (
             Limit(
@@ -161,7 +163,8 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
                 "/s",
                 f"{best}.rate",
                 "pgbench.rate",
-                aim=round(JUST * peer.before, 3),
+                must=just if must is not None else None,
+                aim=just,
             ),
         )
         rows += [Row.of(limit, rounds) for limit in limits]

@@ -49,7 +49,7 @@ class Interval(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A ratio, and the interval that holds 95 % of its resamples."""
+    """A ratio, and its interval of 95 %."""
 
     value: float
     low: float

@@ -149,9 +149,9 @@ class Steered:
                 self._steer(me)
         except BaseException as error:  # noqa: BLE001 - raised by `close`, in the caller's thread
             self._error = self._error or error
+        atexit.unregister(self._ended)
         self.running = False
         self._tell(f"failed: {self._error}" if self._error else "stopped")
-        atexit.unregister(self._ended)
 
     def _steer(self, me: System) -> None:
         """The fleet follows the wish; so does the load, in a thread of its own, and another one looks."""
@@ -235,7 +235,8 @@ class Steered:
                 times = now - began, now - last
                 self.looks.append(_look_of(*times, list(pages.values()), gained, me, self._slots))
                 self._told()
-            before, last = pages, now
+            # Who misses a look has not begun anew: the next one counts from the last that there was.
+            before, last = before | pages, now
             if self._stopping.wait(_EVERY_S):
                 return
 

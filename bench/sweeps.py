@@ -26,6 +26,12 @@ _LOOKS: Final = (
 )
 
 
+def standing(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count in a median: those that no other work has disturbed, or all if there are none."""
+    found = rows[~rows["disturbed"]]
+    return rows if found.empty else found
+
+
 def scaling(ax: Axes, cells: pd.DataFrame) -> Axes:
     """Throughput by slots, a line for each number of workers, and the bound that slots set.
 
@@ -36,11 +42,11 @@ def scaling(ax: Axes, cells: pd.DataFrame) -> Axes:
     for (workers, own), (colour, dashes, marker) in zip(cells.groupby("workers"), _LOOKS, strict=False):
         total = own["workers"] * own["slots"]
         ax.plot(total, own["per_s"], marker, color=colour, alpha=0.5, markersize=4)
-        middle = own["per_s"].groupby(total).median()
+        middle = standing(own)["per_s"].groupby(total).median()
         ax.plot(middle.index, middle, color=colour, linestyle=dashes, label=f"workers: {workers}")
     bounds = cells["slot_bound_per_s"].groupby(cells["workers"] * cells["slots"]).max()
     ax.plot(bounds.index, bounds, color=BLACK, linewidth=0.8, linestyle="--", label="bound: slots / run time")
-    bound = cells["cpu_bound_per_s"].median()
+    bound = standing(cells)["cpu_bound_per_s"].median()
     ax.axhline(bound, color=BLACK, linewidth=0.8, linestyle=":", label="bound: cores / CPU a task (median)")
     ax.set(xlabel="slots in all", ylabel="tasks ended (1/s)")
     ax.set_xlim(left=0)
@@ -50,7 +56,9 @@ def scaling(ax: Axes, cells: pd.DataFrame) -> Axes:
 
 def efficiency(ax: Axes, cells: pd.DataFrame) -> Axes:
     """The share of the slots' bound that each cell reached: workers by slots."""
-    table = cells.pivot_table(index="workers", columns="slots", values="efficiency", aggfunc="median")
+    table = standing(cells).pivot_table(
+        index="workers", columns="slots", values="efficiency", aggfunc="median"
+    )
     ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for row, workers in enumerate(table.index):
         for column, slots in enumerate(table.columns):
@@ -103,7 +111,7 @@ def load_curve(ax: Axes, steps: pd.DataFrame, limit_s: float) -> Axes:
         {"p50_s": "p50", "p95_s": "p95"}.items(), _LOOKS, strict=False
     ):
         ax.plot(steps["rate"], 1000 * steps[name], marker, color=colour, alpha=0.5, markersize=4)
-        middle = 1000 * steps.groupby("rate")[name].median()
+        middle = 1000 * standing(steps).groupby("rate")[name].median()
         ax.plot(middle.index, middle, color=colour, linestyle=dashes, label=f"{label} of a step's requests")
     ax.axhline(1000 * limit_s, color=BLACK, linewidth=0.8, linestyle="--", label="the limit for p95")
     ax.set(xlabel="requests offered (1/s)", ylabel="latency of the answer (ms)")

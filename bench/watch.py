@@ -16,6 +16,7 @@ import psycopg
 import redis
 
 from bench import index
+from scheduler.errors import SchedulerError
 
 _LOOK_S: Final = 0.1
 _QUICK_LOOK_S: Final = 0.02
@@ -28,7 +29,7 @@ FROM tasks WHERE finished_at IS NULL
 Connect = Callable[[], psycopg.Connection[Any]]
 
 
-class Overdue(RuntimeError):
+class Overdue(SchedulerError):
     """Something that was waited for has not happened in time."""
 
 

@@ -61,7 +61,7 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Command": "commands cli",
     },
     "bench": {
-        "Inputs": "seeds workload work builds schema trace tape scenario arrivals",
+        "Inputs": "options workload work builds schema trace tape scenario arrivals",
         "Acting": "system stand proxy arena faults schedule http hammer delivery load swarm burst parking"
         " traffic trial amnesia recovery strain filling side churn",
         "Observing": "scrape meter steps vitals fingerprint sampling promql receipts ledger journal index"

@@ -37,6 +37,7 @@ sleep_ms = 20
 with system(SETTINGS, say=lambda _: None) as running:
     cells, seen = scaling.grid(running, workers, slots, tasks=tasks, sleep_ms=sleep_ms, repeats=repeats)
 print(f"{os.cpu_count()} cores; tasks of {sleep_ms} ms; {tasks:,} tasks and {repeats} run(s) a cell")
+print(f"{cells['disturbed'].sum()} of {len(cells)} runs were disturbed by other work and count in no median")
 cells.round(2)
 
 # %% [markdown]

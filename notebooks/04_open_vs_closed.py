@@ -76,6 +76,7 @@ plt.show()
 best = offered.sustainable(steps, limit_s)
 known = {0: "no rate that was offered", max(rates): f"even the highest rate, {max(rates)}/s"}
 print(f"kept the limit of {limit_s * 1000:g} ms: {known.get(best, f'rates up to {best:g}/s')}")
+print(f"{steps['disturbed'].sum()} of {len(steps)} steps were disturbed by other work and are not judged")
 steps.round(4)
 
 # %% [markdown]

@@ -17,6 +17,8 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from scheduler.errors import ConfigError
+
 Strategy = Literal["exponential", "linear", "constant"]
 Jitter = Literal["none", "added", "equal", "full"]
 
@@ -34,6 +36,9 @@ class Backoff:
         max_ms: The longest wait before jitter.
         jitter: How the wait is spread.
         jitter_ms: The width of `added`; the other jitters do not read it.
+
+    Raises:
+        ConfigError: no such curve or jitter, or a time that is no whole number from 0.
     """
 
     strategy: Strategy = "exponential"
@@ -41,6 +46,17 @@ class Backoff:
     max_ms: int = 30_000
     jitter: Jitter = "added"
     jitter_ms: int = 500
+
+    def __post_init__(self) -> None:
+        # Here, where whoever wrote it is told, and not with the first failure of a task.
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"Backoff: strategy is {self.strategy!r}; it must be one of {STRATEGIES}")
+        if self.jitter not in JITTERS:
+            raise ConfigError(f"Backoff: jitter is {self.jitter!r}; it must be one of {JITTERS}")
+        for name in ("base_ms", "max_ms", "jitter_ms"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ConfigError(f"Backoff: {name} is {value!r}; it must be a whole number from 0")
 
     def ceiling_ms(self, failures: int) -> int:
         """The wait after `failures` failures (1 or more), capped, before jitter."""

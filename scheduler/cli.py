@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 from typing import Any, TypeAlias
 
-from scheduler.errors import CommandLine, StartError, exit_code
+from scheduler.errors import CommandLine, StartError, exit_code, interrupted_by_signals
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandLine]"  # noqa: SLF001 - it has no other name
 
@@ -167,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: argparse.Namespace) -> int:
     if args.command in {"demo", "load"}:
         module = _bench("demo" if args.command == "demo" else "load_cli")
-        return int(module.main(args))
+        with interrupted_by_signals():
+            return int(module.main(args))
     from scheduler import commands, failpoints, log
     from scheduler.config import load
 

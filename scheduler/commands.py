@@ -97,6 +97,7 @@ def worker(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
 async def _worker(settings: Settings, app: str | None) -> int:
     from scheduler import heartbeat
     from scheduler.handlers import REGISTRY, load_app
+    from scheduler.housekeeping import make_days
     from scheduler.metrics import Metrics
     from scheduler.worker import EXIT_STUCK, Worker
 
@@ -116,6 +117,7 @@ async def _worker(settings: Settings, app: str | None) -> int:
         me = Worker(settings, REGISTRY, store, index, metrics, app=app)
         me.stop_on_signals()  # before the first wait: a stop may come while we start
         await store.check()
+        await make_days(store)  # before the first run ends: what no day takes is dear to get rid of
         await index.check()
         await index.warm()
         announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())

@@ -27,6 +27,8 @@ from scheduler.store import Store
 _FLUSHERS: Final = 2
 _SMALL: Final = 100
 """Tasks. A group of fewer is worth waiting for."""
+_LARGEST_GROUP: Final = 8 * 1024 * 1024
+"""Characters of payloads in one statement, unless one request brings more: it has STORE_TIMEOUT_MS."""
 _YOUNG_S: Final = 0.02
 """How long it is worth it: a commit takes some milliseconds, and one that is stuck must not stop the rest."""
 _RETRY_PAUSE_S: Final = 0.05
@@ -40,6 +42,8 @@ class _Unit:
     tasks: Sequence[NewTask]
     answer: asyncio.Future[list[Accepted]]
     deadline: float
+    size: int
+    """Characters of its payloads."""
 
 
 class Enqueuer:
@@ -96,7 +100,8 @@ class Enqueuer:
         """
         self.check_room(len(tasks))
         loop = asyncio.get_running_loop()
-        unit = _Unit(tasks, loop.create_future(), clock.monotonic() + self._timeout_s)
+        size = sum(len(task.payload) for task in tasks)
+        unit = _Unit(tasks, loop.create_future(), clock.monotonic() + self._timeout_s, size)
         self._line.append(unit)
         self._waiting += len(tasks)
         self._arrived.set()
@@ -139,13 +144,15 @@ class Enqueuer:
         return 0 < self._in_flight < _SMALL and clock.monotonic() - self._left_at < _YOUNG_S
 
     def _take(self) -> list[_Unit]:
-        """Everything that waits, up to a batch; at least one unit."""
+        """Everything that waits, up to a batch and to what is sent in good time; at least one unit."""
         units = [self._line.popleft()]
-        size = len(units[0].tasks)
-        while self._line and size + len(self._line[0].tasks) <= self._batch:
-            unit = self._line.popleft()
-            size += len(unit.tasks)
-            units.append(unit)
+        tasks, size = len(units[0].tasks), units[0].size
+        while self._line:
+            tasks += len(self._line[0].tasks)
+            size += self._line[0].size
+            if tasks > self._batch or size > _LARGEST_GROUP:
+                break
+            units.append(self._line.popleft())
         return units
 
     async def _commit(self, units: list[_Unit]) -> None:

@@ -14,16 +14,18 @@
         ├── Reject             this task can never succeed: dead-letter it at once
         └── Retry              try again after the time that the handler asks for
 
-`store.py` maps every psycopg error, and `queue.py` every redis error, to one of these; nothing above
-those two modules knows the drivers' own.
+`connections.py` maps every psycopg error, and `queue.py` every redis error, to one of these; but for the
+migrations, nothing above those two modules knows the drivers' own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -95,6 +97,29 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 2 and say what is wrong, without the whole usage."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see `{self.prog} --help`\n")
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C does: whatever was started is ended, and its folders are removed.
+
+    One that is ignored, as under nohup, stays so.
+    """
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = {number: handler for number, handler in kept.items() if handler != signal.SIG_IGN}
+    for number in taken:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def exit_code(program: str, command: Callable[[], int]) -> int:

@@ -122,10 +122,13 @@ class Fleet:
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
             if not self._ending():
-                self._children[i] = self._start(i)
                 try:
+                    self._children[i] = self._start(i)
                     announce(self._kind, **self._children[i].ready())
-                except StartError as error:
+                except (
+                    StartError,
+                    OSError,
+                ) as error:  # no memory left, or nobody reads what we say
                     self._log.warning(f"{self._kind} did not start", number=i, error=str(error))
 
     def _end_all(self, watchers: Sequence[threading.Thread]) -> None:

@@ -109,16 +109,19 @@ class Heartbeat:
         """One beat: renew what is due, sign the registry, look for a stuck run."""
         try:
             await self._renew(store)
-            await self._sign(store)
         finally:
-            await self._watch(store)
+            try:
+                await self._sign(store)
+            finally:
+                await self._watch(store)
 
     async def _renew(self, store: Store) -> None:
         now = clock.monotonic()
         age_s = min(self._vis_s / 2, _LONGEST_UNSEEN_S)
         for claim in self._held.unanswered(now, age_s):
-            granted = await store.reclaim(claim.ids, token=claim.token)
-            if len(await self._kept(store, granted)) == len(granted):
+            granted = await store.reclaim(claim.ids, token=claim.token, most=0)
+            # What was not granted yet may be so at any time, and counts from when it was asked for.
+            if granted and len(await self._kept(store, granted)) == len(granted):
                 claim.renewed = now
         due = self._held.due(now, age_s)
         kept = await self._kept(store, due)

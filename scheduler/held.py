@@ -3,8 +3,8 @@
 A handler that blocks the loop may do so while a claim is on its way. What Postgres grants then is unknown to
 the loop until the handler returns, and would be lost, were it not renewed: so claims are noted, too.
 
-The worker's loop adds and drops; the heartbeat's thread reads. Each operation is one dict operation, which
-the interpreter makes atomic, and the reader works on a copy.
+The worker's loop adds and drops; the heartbeat's thread reads from a copy, which one dict operation makes and
+so at one instant.
 """
 
 from __future__ import annotations

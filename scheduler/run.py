@@ -73,7 +73,9 @@ def _raised(error: BaseException) -> Result:
     if isinstance(error, Reject):
         return Result("rejected", describe(error))
     if isinstance(error, Retry):
-        return Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
+        # A class of the handler's own may lack the wait, or have anything in its place.
+        with contextlib.suppress(Exception):
+            return Result("retry", describe(error), math.ceil(min(_LONGEST_WAIT_MS, error.after_ms)))
     return Result("failed", describe(error))
 
 

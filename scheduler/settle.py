@@ -125,7 +125,7 @@ class Settler:
         await self._place([])
 
     def add(self, settlement: Settlement) -> None:
-        """Put an outcome in line. Its lease is renewed until the outcome is recorded."""
+        """Put an outcome in line. Its lease is renewed as before, until the outcome is recorded."""
         settlement.lease.ended = True
         self._line.append(settlement)
         if not self._arrived.is_set():

@@ -1,8 +1,9 @@
 """Solo: runs suspects, one at a time, in a child process. A worker has a few of these.
 
 When a worker dies, everything that it held is lost, the guilty task and its neighbours alike. Each of them
-is a suspect from then on and runs here: if the child dies, the one task that it ran is the culprit, and only
-that one pays. A handler that cannot be ended is ended with its process.
+is a suspect from then on and runs here: if the child dies, the one task that it ran counts as the culprit and
+pays, alone. (What an earlier one has left behind in the child is not told apart from it.) A handler that
+cannot be ended is ended with its process.
 
 This module is both ends: `Solo` in the worker, and `main` in the child, which says that it is ready and then
 serves one task a line until its input ends.
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, fields
 from typing import Any, Final
 
-from scheduler import clock, log
+from scheduler import clock, config, log
 from scheduler.errors import StartError
 from scheduler.handlers import REGISTRY, Context, Handler, load_app
 from scheduler.model import Lease, Result
@@ -188,6 +189,8 @@ def main(argv: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what handlers print must not mix with the answers
     os.register_at_fork(after_in_child=answers.close)  # a handler's own processes may outlive us
+    settings, _ = config.load(os.environ)
+    log.configure(settings.log_level, settings.log_format)
     if argv:
         load_app(argv[0])
     answers.write(_READY.decode())

@@ -92,8 +92,18 @@ class Stack:
     def start_workers(
         self, n: int, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> list[tuple[Child, dict[str, str]]]:
-        """Start `n` worker processes at once and wait until all serve; each with what it announced."""
-        return [(child, child.ready()) for child in self._launch_workers(n, args, env)]
+        """Start `n` worker processes at once and wait until all serve; each with what it announced.
+
+        Raises:
+            StartError: one does not; then all of these are ended.
+        """
+        children = self._launch_workers(n, args, env)
+        try:
+            return [(child, child.ready()) for child in children]
+        except BaseException:
+            for child in children:
+                self.end(child)
+            raise
 
     def _launch_api(self) -> Child:
         return self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"))
@@ -115,10 +125,10 @@ class Stack:
             if child.args[0] != "worker" or child.returncode is None or clock.monotonic() < self._revive_at:
                 continue
             self._say(f"a worker ended with code {child.wait()}; starting it again")
-            self.children[i] = child.again()
             try:
+                self.children[i] = child.again()
                 self.children[i].ready()
-            except StartError as error:
+            except (StartError, OSError) as error:  # no memory, no processes left
                 self._say(f"it did not start; trying again in {self._pause_s:g} s: {error}")
                 self._revive_at = clock.monotonic() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

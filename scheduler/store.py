@@ -226,6 +226,7 @@ class Store:
         A lease has None for a payload of more than `most` bytes. Calling again with the same token returns
         the same claims and starts nothing twice.
         """
+        ids = list(dict.fromkeys(ids))  # an id that is in Redis twice is run once
         sent = spelled(sorted(ids))
         rows = await self._run("claim", ids=sent, token=token, worker=worker, vis_ms=vis_ms, most=most)
         claimed = {row[0]: Lease(*row) for row in rows}
@@ -500,6 +501,10 @@ class Store:
         """Delete what ended too long ago among the next `page` tasks: (where to go on or None, how many)."""
         row = (await self._run("prune_tasks", after=after, keep_ms=keep_ms, page=page))[0]
         return row[0], int(row[1])
+
+    async def prune_runs(self, *, keep_ms: int, page: int) -> int:
+        """Delete a page of the history that no day has taken, of tasks that are gone; how many rows."""
+        return int((await self._run("prune_runs", keep_ms=keep_ms, page=page))[0][0])
 
     async def prune_workers(self, *, keep_ms: int) -> None:
         """Forget workers that have been silent for `keep_ms`."""

@@ -113,7 +113,7 @@ class Worker:
         )
         self._reconciler = reconciler = Reconciler(store, index, settings, metrics, holder=holder)
         sampler = Sampler(store, index, metrics)
-        housekeeper = Housekeeper(store, settings, holder=holder)
+        self._housekeeper = housekeeper = Housekeeper(store, settings, holder=holder)
         return [
             Loop("pump", settings.retry_scan_interval_ms / 1000, pump.step, metrics),
             Loop("reaper", settings.reaper_scan_interval_ms / 1000, reaper.step, metrics),
@@ -244,8 +244,12 @@ class Worker:
         return Pulse(self._slots.busy, self._lessor.polled)
 
     def _lose(self, lease: Lease) -> None:
+        lease.lost = True  # at once: the loop may be blocked for long
+        self._loop.call_soon_threadsafe(self._forget, lease)
+
+    def _forget(self, lease: Lease) -> None:
         self._held.drop(lease)
-        self._loop.call_soon_threadsafe(self._slots.lose, lease)
+        self._slots.lose(lease)
 
     async def _end_if_stuck(self, store: Store) -> None:
         """Leave if a run has gone on long past its deadline: nothing can end it but the end of the process.
@@ -266,7 +270,8 @@ class Worker:
                 us = round((now - run.started) * 1e6)
                 why = "the handler ran on past its timeout and could not be ended"
                 batch.append(decide(run.lease, Result("timed_out", why, run_us=us), None, self._settings))
-        rest = [lease for lease in self._held.all() if lease.id not in decided | culprits and not lease.lost]
+        held = {lease.id: lease for lease in [*await self._granted(store, now), *self._held.all()]}
+        rest = [lease for lease in held.values() if lease.id not in decided | culprits and not lease.lost]
         batch += [
             decide(lease, Result("interrupted", "another handler blocked the worker"), None, self._settings)
             for lease in rest
@@ -275,6 +280,16 @@ class Worker:
             await self._part(store, batch)
         finally:
             os._exit(EXIT_STUCK)
+
+    async def _granted(self, store: Store, now: float) -> list[Lease]:
+        """What Postgres has granted to claims whose answers the loop has not read, and never will."""
+        granted: list[Lease] = []
+        for claim in self._held.unanswered(now, 0):
+            try:
+                granted += await store.reclaim(claim.ids, token=claim.token, most=0)
+            except SchedulerError as error:
+                self._log.error("could not ask for a claim before leaving", error=str(error))
+        return granted
 
     async def _part(self, store: Store, batch: Sequence[Settlement]) -> None:
         """Settle what can be settled and sign off, each whether or not the other can be done.
@@ -306,6 +321,7 @@ class Worker:
         await self._settler.stop()
         await self._slots.close()
         self._reconciler.stop()
+        self._housekeeper.stop()
         await asyncio.gather(*(loop.stop() for loop in self._loops))
         await self._heartbeat.stop()
 

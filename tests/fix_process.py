@@ -34,6 +34,13 @@ COMMAND = [sys.executable, "-m", "scheduler"]
 PATIENCE_S = 30.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell lets its jobs in the background ignore SIGINT, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """Our environment with these settings and no other."""
     ours = {declared.name for declared in config.VARS.values()}

@@ -17,7 +17,16 @@ from typing import Any, Final, NoReturn
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.requests import ClientDisconnect, Request
 
-from scheduler.api.problems import MALFORMED, UNSUPPORTED, FieldError, Problem, invalid, too_large, too_slow
+from scheduler.api.problems import (
+    BAD_HEADER,
+    MALFORMED,
+    UNSUPPORTED,
+    FieldError,
+    Problem,
+    invalid,
+    too_large,
+    too_slow,
+)
 
 MAX_DEPTH: Final = 64
 """Levels of objects and lists within each other, the payload itself being the first."""
@@ -76,7 +85,7 @@ def _check_length(headers: Headers, limit: int) -> None:
     if declared is None:
         return
     if not declared.isdigit():
-        raise Problem(MALFORMED, "The header Content-Length is no number.")
+        raise Problem(BAD_HEADER, "The header Content-Length is no number.")
     if len(declared) > 18 or int(declared) > limit:
         raise too_large("The body", limit)
 
@@ -98,7 +107,7 @@ def _check_media(headers: Headers) -> None:
 def _only(headers: Headers, name: bytes) -> bytes | None:
     values = [value for key, value in headers if key == name]
     if len(values) > 1:
-        raise Problem(MALFORMED, f"The header {name.decode()} is sent more than once.")
+        raise Problem(BAD_HEADER, f"The header {name.decode()} is sent more than once.")
     return values[0] if values else None
 
 

@@ -45,7 +45,7 @@ _SAMPLES: Final = {
             extra={"instance": f"urn:uuid:{EXAMPLE_ID}"},
         ),
         Problem(problems.UNAVAILABLE, "Redis cannot be reached. Try again."),
-        Problem(problems.OVERLOADED, "Too many tasks wait for their commit. Try again."),
+        Problem(problems.OVERLOADED, "10000 tasks wait for their commit already. Try again."),
         Problem(
             problems.NOT_READY,
             "No answer from redis.",

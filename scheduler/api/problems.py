@@ -44,6 +44,7 @@ class Kind:
 
 
 MALFORMED: Final = Kind(400, "malformed-json", "The body is not JSON")
+BAD_HEADER: Final = Kind(400, "malformed-header", "A header cannot be read")
 FORBIDDEN: Final = Kind(403, "forbidden", "This client is not answered")
 NO_ROUTE: Final = Kind(404, "no-such-route", "There is no such route")
 NO_TASK: Final = Kind(404, "no-such-task", "There is no such task")
@@ -167,9 +168,13 @@ def problem_of(error: Exception) -> Problem:
         case InputRefused():
             return Problem(INVALID, "Postgres refused a value of the request.")
         case Overloaded():
-            return Problem(OVERLOADED, "Too many tasks wait for their commit. Try again.", headers=_RETRY)
+            why = str(error)
+            return Problem(OVERLOADED, f"{why[:1].upper()}{why[1:]}. Try again.", headers=_RETRY)
         case StoreUnavailable():
-            detail = "Postgres did not confirm the request. Try again, with an idempotency key to be safe."
+            detail = (
+                "Postgres gave no answer in time. Try again: to enqueue, with an idempotency key, as the task"
+                " may have been accepted; to list, with filters that fit more of the newest tasks."
+            )
             return Problem(UNAVAILABLE, detail, headers=_RETRY)
         case QueueUnavailable():
             return Problem(UNAVAILABLE, "Redis cannot be reached. Try again.", headers=_RETRY)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from scheduler.api import body, problems, views
 from scheduler.api.backend import Backend, of_request
 from scheduler.api.openapi import MAX_BULK, TASK_POST, TASKS_POST, new_router
-from scheduler.api.problems import KEY_CONFLICT, MALFORMED, FieldError, Problem, invalid, too_large
+from scheduler.api.problems import BAD_HEADER, KEY_CONFLICT, FieldError, Problem, invalid, too_large
 from scheduler.api.spec import Refused, new_task
 from scheduler.model import NewTask
 
@@ -99,12 +99,12 @@ def _header_key(request: Request) -> str | None:
     """The header Idempotency-Key, in UTF-8."""
     values = {value for name, value in request.scope["headers"] if name == b"idempotency-key"}
     if len(values) > 1:
-        raise Problem(MALFORMED, "The header Idempotency-Key is sent twice and differs.")
+        raise Problem(BAD_HEADER, "The header Idempotency-Key is sent twice and differs.")
     for value in values:
         try:
             return bytes(value).decode()
         except UnicodeDecodeError:
-            raise Problem(MALFORMED, "The header Idempotency-Key is not UTF-8.") from None
+            raise Problem(BAD_HEADER, "The header Idempotency-Key is not UTF-8.") from None
     return None
 
 

@@ -268,12 +268,14 @@ def test_nothing_is_left(
     assert verdict.passed, verdict.lines()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_of_a_run(tmp_path: Path, number: signal.Signals) -> None:
     """Its servers are its own and end with it; what they held ends with them."""
     mark = uuid.uuid4().hex
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    env = dict(os.environ) | {MARK: mark, "PYTHONPATH": str(ROOT)}
+    folders = tmp_path / "folders"
+    folders.mkdir()
+    env = dict(os.environ) | {MARK: mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(folders)}
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", "run", "tiny.toml"],
         cwd=tmp_path,
@@ -300,3 +302,6 @@ def test_nothing_is_left_of_a_run(tmp_path: Path, number: signal.Signals) -> Non
     until(lambda: not any(map(alive, started | marked(mark))), "every process has ended", within_s=30)
     assert not held & {port for port, _ in listening()}
     assert not (tmp_path / "results").exists()
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert not list(folders.iterdir())

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -353,7 +352,6 @@ def test_an_interrupt_shows_what_was_accepted_until_then(api):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell may ignore it
     )
     _until(lambda: api.posts >= 100)
     os.kill(loader.pid, signal.SIGINT)

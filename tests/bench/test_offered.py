@@ -17,7 +17,7 @@ from bench import offered
 
 
 def _steps(*rows: tuple[float, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["rate", "accepted_per_s", "p95_s"])
+    return pd.DataFrame(rows, columns=["rate", "accepted_per_s", "p95_s"]).assign(disturbed=False)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ def _steps(*rows: tuple[float, float, float]) -> pd.DataFrame:
 )
 def test_a_rate_is_sustained_if_every_step_up_to_it_was(rows, best):
     assert offered.sustainable(_steps(*rows), 0.05) == best
+
+
+def test_what_was_disturbed_neither_ends_the_ladder_nor_makes_it_longer():
+    rows = [(100, 100, 0.01), (100, 100, 0.06), (200, 200, 0.01), (400, 400, 0.01)]
+    steps = _steps(*rows).assign(disturbed=[False, True, False, True])
+    assert offered.sustainable(steps, 0.05) == 200
 
 
 def _becomes(holds: Callable[[], bool], within_s: float = 10.0) -> bool:

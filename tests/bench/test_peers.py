@@ -154,7 +154,7 @@ def test_we_are_judged_by_the_pairs_of_each_round(ours, verdicts):
 
 def test_a_setup_that_does_a_peer_no_justice_is_seen():
     rows = {row.limit.name: row for row in judged(rounds(30_000, 6_000, 6_000), PEER_OF)}
-    assert rows["pgqueuer-itself"].verdict == AIM_MISSED
+    assert rows["pgqueuer-itself"].verdict == MUST_MISSED  # or the bound of the row before it means nothing
     assert rows["dramatiq-itself"].verdict == OK
 
 

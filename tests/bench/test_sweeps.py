@@ -46,9 +46,10 @@ CELLS = pd.DataFrame(
         "slot_bound_per_s": [200.0, 400.0, 400.0, 800.0],
         "cpu_bound_per_s": [500.0, 510.0, 490.0, 500.0],
         "efficiency": [0.75, 0.7, 0.675, 0.375],
+        "disturbed": False,
     }
 )
-STEPS = pd.DataFrame({"rate": [100, 200], "p50_s": [0.002, 0.003], "p95_s": [0.004, 0.2]})
+STEPS = pd.DataFrame({"rate": [100, 200], "p50_s": [0.002, 0.003], "p95_s": [0.004, 0.2], "disturbed": False})
 LOADS = {
     name: LoadResult(2, 0.0, receipts=[Receipt("a", 0, 0.0, 0.0, 0.1), Receipt("b", 1, 0.5, 0.5, 1.5)])
     for name in ("open", "closed")

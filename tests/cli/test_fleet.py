@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ import psycopg
 import pytest
 from fix_process import alive, environment, free_ports, until
 
+from scheduler import config
 from scheduler.child import Child
+from scheduler.fleet import Fleet
 from scheduler.supervisor import HOST
 
 
@@ -96,3 +99,23 @@ def test_a_child_that_has_ended_leaves_nothing_open():
     child = Child(["worker"], env=environment(WORKER_POOL="none"), log=Path(os.devnull))
     assert child.wait(30) == 2
     until(lambda: descriptors() == before)
+
+
+def test_a_keeper_that_has_no_memory_for_a_new_process_tries_again(here, monkeypatch):
+    """It would end, and the fleet would be one process short for good."""
+    settings, _ = config.load(here)
+    fleet = Fleet(settings, 1, ["worker"], here)
+    tries = []
+
+    def no_memory(i: int) -> Child:
+        tries.append(i)
+        if len(tries) > 2:
+            fleet._signals = 1
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    ended = Child(["--help"], env=dict(os.environ))
+    assert ended.wait(30) == 0
+    fleet._children.append(ended)
+    monkeypatch.setattr(fleet, "_start", no_memory)
+    fleet._keep(0)
+    assert len(tries) == 3

@@ -103,6 +103,16 @@ def test_a_worker_says_that_it_is_ready_and_serves(start, here):
     assert all("Traceback" not in line for line in worker.err)
 
 
+def test_a_worker_makes_the_days_of_history_before_it_takes_tasks(start, here):
+    """Also if another one keeps house: what ends before its day is there can never move into it."""
+    row(here, "INSERT INTO leaders VALUES ('housekeeping', 'another', now() + interval '1 h') RETURNING 1")
+    ahead = row(here, "SELECT 'task_runs_' || to_char((now() AT TIME ZONE 'UTC')::date + 7, 'YYYYMMDD')")[0]
+    with psycopg.connect(here["POSTGRES_URL"], autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {ahead}")
+    start("worker", **here).says(READY)
+    assert row(here, "SELECT to_regclass(%s) IS NOT NULL", ahead) == (True,)
+
+
 def test_a_handler_of_ones_own_is_served(start, here, app):
     worker = start("worker", "--app", "shop", cwd=app, **here)
     worker.says(READY)

@@ -249,3 +249,11 @@ async def test_without_a_bound_every_payload_comes(store: Store, db: Database):
     payload = json.dumps({"text": "x" * 200_000})
     (lease,), _ = await claim(store, db.put("queued", payload=payload))
     assert lease.payload == json.loads(payload)
+
+
+async def test_an_id_that_is_there_twice_is_claimed_once(store: Store, db: Database):
+    """Twice in Redis, by damage or by hand: its handler must not run twice at once."""
+    id_, other = db.put(), db.put()
+    leases, refusals = await store.claim([id_, other, id_], token="t", worker=WORKER, vis_ms=VIS_MS)
+    assert [lease.id for lease in leases] == [id_, other]
+    assert refusals == []

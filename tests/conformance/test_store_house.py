@@ -278,3 +278,26 @@ async def test_workers_that_are_silent_for_long_are_forgotten(store: Store, db: 
     db.worker("old", alive_ms=-10_000)
     await store.prune_workers(keep_ms=5000)
     assert [w.id for w in await store.workers()] == ["new"]
+
+
+async def test_history_that_no_day_has_taken_goes_with_its_task(own: Database):
+    """Days that were not made in time, and ids of clocks that are days off, end in the default partition."""
+    day = today(own) + timedelta(days=30)
+    gone, young, kept = (id_of(own, day, hour) for hour in (1, 2, 3))
+    for id_ in (gone, young, kept):
+        own.rows(RUN, id_)
+    own.rows("UPDATE task_runs SET finished_at = now() - interval '8 days' WHERE task_id <> %s", young)
+    own.put("dead", id=kept)
+    async with open_store(own.url) as store:
+        assert await store.prune_runs(keep_ms=7 * DAY_MS, page=10) == 1
+        assert await store.prune_runs(keep_ms=7 * DAY_MS, page=10) == 0
+    left = own.rows("SELECT task_id::text AS id FROM task_runs_default ORDER BY task_id")
+    assert [row["id"] for row in left] == [young, kept]
+
+
+async def test_history_that_no_day_has_taken_is_deleted_in_pages(own: Database):
+    for hour in range(5):
+        own.rows(RUN, id_of(own, today(own) + timedelta(days=30), hour))
+    own.rows("UPDATE task_runs SET finished_at = now() - interval '8 days'")
+    async with open_store(own.url) as store:
+        assert [await store.prune_runs(keep_ms=7 * DAY_MS, page=2) for _ in range(4)] == [2, 2, 1, 0]

@@ -104,6 +104,24 @@ async def test_a_commit_that_is_stuck_or_large_holds_no_small_one_up(
         await asyncio.gather(*waiting)
 
 
+async def test_a_group_is_no_larger_than_what_is_sent_in_good_time(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler.enqueue._LARGEST_GROUP", 1000)
+    gate = Gate(flow, monkeypatch)
+
+    def sent(*sizes: int) -> list[asyncio.Task]:
+        payloads = ['{"x": "' + size * "x" + '"}' for size in sizes]
+        return [asyncio.create_task(enqueuer.submit([new_task(payload=text)])) for text in payloads]
+
+    async with enqueuing(flow) as enqueuer:
+        waiting = await sent_behind(enqueuer, gate, 100, 0)
+        waiting += sent(400, 400, 400, 5000, 100)
+        gate.open.set()
+        await asyncio.gather(*waiting)
+    assert gate.sizes == [100, 2, 1, 1, 1]
+
+
 async def test_a_request_of_many_tasks_is_one_commit_and_answered_in_its_order(make_flow: MakeFlow):
     flow = await make_flow(ENQUEUE_BATCH_SIZE=3)
     async with enqueuing(flow) as enqueuer:

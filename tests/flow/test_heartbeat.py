@@ -14,8 +14,10 @@ from fix_store import Database
 from waiting import eventually
 
 from scheduler import clock
+from scheduler.errors import StoreUnavailable
 from scheduler.heartbeat import Heartbeat, Pulse
-from scheduler.model import Lease
+from scheduler.held import Claim
+from scheduler.model import Lease, new_id
 from scheduler.store import Store, WorkerIdentity
 
 VIS_MS = 400
@@ -189,6 +191,33 @@ async def test_a_beat_signs_the_registry_and_the_end_signs_off(flow: Flow):
         assert row["left"].total_seconds() < flow.settings.vis_timeout_ms / 1000
         await eventually(lambda: watched)
     assert flow.db.count("workers") == 0
+
+
+async def test_a_worker_that_cannot_renew_says_all_the_same_that_it_lives(make_flow: MakeFlow, monkeypatch):
+    """What it holds would be the less its own if it counted as dead, too."""
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+
+    async def renew(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("somebody else has locked the row of one task")
+
+    monkeypatch.setattr(Store, "renew", renew)
+    await flow.enqueue()
+    (lease,) = await flow.lease()
+    lease.renewed -= VIS_MS
+    async with beating(flow) as (lost, watched):
+        await eventually(lambda: flow.db.rows("SELECT id FROM workers WHERE alive_until > now()") and watched)
+    assert lost == []
+
+
+async def test_a_claim_of_which_nothing_is_granted_yet_does_not_count_as_renewed(make_flow: MakeFlow):
+    """Postgres may grant it at any time, and the lease counts from when it was asked for."""
+    flow = await make_flow(VIS_TIMEOUT_MS=VIS_MS)
+    asked = clock.monotonic() - VIS_MS
+    claim = Claim([new_id()], "t:1", sent=asked, renewed=asked)
+    flow.held.asked(claim)
+    async with beating(flow) as (_, watched):
+        await eventually(lambda: len(watched) > 1)
+    assert claim.renewed == asked
 
 
 async def test_only_leases_that_are_half_over_are_renewed(make_flow: MakeFlow):

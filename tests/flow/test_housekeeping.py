@@ -99,6 +99,45 @@ async def test_pruning_goes_on_where_the_last_pass_has_stopped(flow: Flow, monke
     assert await flow.store.task(kept[0]) is None
 
 
+async def test_the_days_are_made_before_the_long_work(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    """What ends before its day is made goes to the default partition, and no day can take it from there."""
+    ahead, _ = missing_and_old_day(flow)
+    made: list[bool] = []
+
+    async def expire_keys(page: int) -> int:
+        made.append(ahead in partitions(flow))
+        return 0
+
+    monkeypatch.setattr(flow.store, "expire_keys", expire_keys)
+    await Housekeeper(flow.store, flow.settings, holder="a").step()
+    assert made == [True]
+
+
+async def test_a_pass_deletes_history_that_no_day_has_taken(flow: Flow):
+    flow.db.rows(
+        "INSERT INTO task_runs (task_id, attempt, outcome, claimed_at, finished_at)"
+        " VALUES (uuid_at(now() - interval '90 days'), 1, 'succeeded', now(), now() - interval '90 days')"
+    )
+    assert flow.db.count("task_runs") == 1
+    await Housekeeper(flow.store, flow.settings, holder="a").step()
+    assert flow.db.count("task_runs") == 0
+
+
+async def test_a_worker_that_stops_does_not_wait_for_a_long_pass(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scheduler.housekeeping._PAGE", 1)
+    gone = [old(flow, "succeeded") for _ in range(5)]
+    housekeeper = Housekeeper(flow.store, flow.settings, holder="a")
+    prune = flow.store.prune_tasks
+
+    async def one_page(*args, **options):
+        housekeeper.stop()
+        return await prune(*args, **options)
+
+    monkeypatch.setattr(flow.store, "prune_tasks", one_page)
+    await housekeeper.step()
+    assert flow.db.count("tasks") == len(gone) - 1
+
+
 async def test_one_of_many_keeps_house(flow: Flow):
     first, second = (Housekeeper(flow.store, flow.settings, holder=holder) for holder in "ab")
     await first.step()

@@ -167,6 +167,28 @@ async def test_a_retry_waits_whole_milliseconds_and_no_longer_than_a_year(
     assert (await call(registry, threads)).after_ms == expected
 
 
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "thread"])
+@pytest.mark.parametrize("wait", [[], ["soon"], [None]], ids=["none", "text", "None"])
+async def test_a_retry_without_a_wait_is_a_failure_of_its_task_alone(threads, asynchronous: bool, wait):
+    class Again(Retry):
+        def __init__(self):
+            if wait:
+                self.after_ms = wait[0]
+
+    registry = Registry()
+
+    def raises():
+        raise Again
+
+    async def raises_later():
+        raise Again
+
+    registry.register("t")(raises_later if asynchronous else raises)
+    result = await call(registry, threads)
+    assert (result.kind, result.after_ms) == ("failed", 0)
+    assert result.error.startswith("Again")
+
+
 def test_a_retry_in_the_past_is_a_defect_of_the_handler():
     with pytest.raises(ValueError, match="after_ms is -1"):
         Retry(after_ms=-1)

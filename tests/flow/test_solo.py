@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +22,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from scheduler import handler
+from scheduler import Context, handler
 
 @handler("waits")
 async def waits() -> None:
@@ -60,6 +61,28 @@ async def solo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     yield make
     for each in made:
         await each.close()
+
+
+async def test_its_process_logs_as_the_worker_does(solo, monkeypatch, capfd):
+    """As JSON, from the same level on, and without what local variables hold: payloads and passwords."""
+    monkeypatch.setenv("LOG_LEVEL", "warning")
+    child = solo(
+        "@handler('tells')",
+        "async def tells(payload: dict, ctx: Context) -> None:",
+        "    secret = 's3cret'",
+        "    ctx.log.info('not shown')",
+        "    try:",
+        "        1 / 0",
+        "    except ZeroDivisionError:",
+        "        ctx.log.exception('it failed')",
+    )
+    lease = suspect("tells")
+    assert (await child.run(lease, LONG_MS)).kind == "succeeded"
+    lines = [
+        json.loads(line) for line in capfd.readouterr().err.splitlines() if '"component": "handler"' in line
+    ]
+    assert [(line["event"], line["task"]) for line in lines] == [("it failed", lease.id)]
+    assert "s3cret" not in json.dumps(lines)
 
 
 async def test_the_start_of_its_process_is_no_part_of_a_tasks_time(solo):

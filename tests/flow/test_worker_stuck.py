@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from fix_flow import Flow, MakeFlow
 from waiting import eventually
+
+from scheduler.store import Store
 
 QUICK = {"VIS_TIMEOUT_MS": 800, "RETRY_BASE_MS": 60_000, "RETRY_MAX_MS": 60_000}
 """With a beat every 0.1 s. What is tried again comes too late for the test."""
@@ -107,3 +109,41 @@ async def test_a_thread_that_hangs_is_to_blame_while_the_loop_turns(flow: Flow, 
         may_end.set()
     assert set(left) == {70}
     assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["succeeded"])
+
+
+async def test_what_was_granted_to_a_claim_that_nobody_will_read_is_given_back(
+    flow: Flow, left: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """A worker that has signed off is dead, and what it still held would be lost."""
+    granted = asyncio.Event()
+    claims = 0
+
+    class Slow(Store):
+        """Postgres grants the second claim, whose answer comes after the loop was blocked."""
+
+        async def claim(self, *args: Any, **options: Any) -> Any:
+            nonlocal claims
+            claims += 1
+            answer = await super().claim(*args, **options)
+            if claims > 1 and answer[0]:
+                granted.set()
+                await asyncio.sleep(2 * BLOCK_S)
+            return answer
+
+    @flow.handler("blocks_when_granted")
+    async def blocks_when_granted():
+        await granted.wait()
+        time.sleep(BLOCK_S)  # noqa: ASYNC251 - the loop must be blocked
+
+    store = await Slow.open(flow.settings, name="slow", max_conns=4)
+    try:
+        culprit = await flow.enqueue("blocks_when_granted", timeout_ms=400)
+        async with flow.worker(store=store):
+            await flow.becomes(culprit, "running")
+            neighbour = await flow.enqueue("noop")
+            await eventually(lambda: flow.db.outcomes(culprit))
+            await eventually(lambda: flow.db.outcomes(neighbour))
+    finally:
+        await store.close()
+    assert set(left) == {70}
+    assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["released"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.backoff import JITTERS, STRATEGIES, Backoff
+from scheduler.errors import ConfigError
 
 policies = st.builds(
     Backoff,
@@ -83,3 +85,20 @@ def test_a_wait_before_jitter_never_falls(policy: Backoff):
 @pytest.mark.parametrize("failures", [-5, 0])
 def test_a_count_that_cannot_be_waits_as_the_first(failures: int):
     assert Backoff(jitter="none").ceiling_ms(failures) == 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"base_ms": 1e3}, "base_ms is 1000.0; it must be a whole number from 0"),
+        ({"max_ms": 60e3}, "max_ms is 60000.0"),
+        ({"jitter_ms": -1}, "jitter_ms is -1"),
+        ({"base_ms": True}, "base_ms is True"),
+        ({"strategy": "expo"}, "strategy is 'expo'; it must be one of"),
+        ({"jitter": "some"}, "jitter is 'some'; it must be one of"),
+    ],
+)
+def test_a_policy_that_cannot_be_followed_is_refused_where_it_is_written(fields, told):
+    """And not with the first failure of a task, which would take its worker with it."""
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        Backoff(**fields)
