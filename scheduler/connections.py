@@ -22,7 +22,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from scheduler.config import mask_url
-from scheduler.errors import InputRefused, StartError, StoreError, StoreUnavailable
+from scheduler.errors import InputRefused, StartError, StoreBusy, StoreError, StoreUnavailable
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Rows = list[tuple[Any, ...]]
@@ -35,10 +35,12 @@ _PLANNER: Final = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 )
 
-_UNAVAILABLE: Final = ("08", "40", "53", "57", "58", "55P03", "25P03", "25006")
+_UNAVAILABLE: Final = ("08", "40", "53", "57", "58", "25P03", "25006")
 """SQLSTATE prefixes after which the same statement may succeed later: connection failures, serialization and
-deadlock, resources, shutdown and statement timeout, system errors, lock not available, idle session ended,
-read-only server."""
+deadlock, resources, shutdown and statement timeout, system errors, idle session ended, read-only server."""
+
+_LOCKED: Final = "55P03"
+"""SQLSTATE of a lock that was not granted in time."""
 
 _REFUSED: Final = ("22", "54")
 """SQLSTATE prefixes that blame the values: data exception, program limit exceeded."""
@@ -51,6 +53,8 @@ def translate(error: psycopg.Error) -> StoreError:
     text = " ".join((error.diag.message_primary or str(error)).split())[:500]
     if state.startswith(_REFUSED) or (not state and isinstance(error, psycopg.DataError)):
         return InputRefused(f"Postgres refused a value ({state or 'client side'}): {text}")
+    if state == _LOCKED:
+        return StoreBusy(f"Postgres gave up waiting for a lock ({state}): {text}")
     if state.startswith(_UNAVAILABLE) or (not state and isinstance(error, psycopg.OperationalError)):
         return StoreUnavailable(f"Postgres is not available ({state or 'connection'}): {text}")
     return StoreError(f"Postgres answered {state or 'an error'}: {text}")
@@ -73,7 +77,9 @@ class Connections:
     ) -> None:
         self.shown_url = mask_url(url)
         self._timeout_s = timeout_s
-        self._deadline = f"SET statement_timeout = {round(timeout_s * 1000)}"
+        # Whoever waits for a lock learns it well before the deadline: it is no outage, and others may go on.
+        ms = round(timeout_s * 1000)
+        self._deadline = f"SET statement_timeout = {ms}; SET lock_timeout = {max(1, ms // 2)}"
         self._prepare_threshold = prepare_threshold
         self._free: list[Connection] = []
         self._places = asyncio.Semaphore(size)
@@ -97,6 +103,7 @@ class Connections:
         Raises:
             StoreUnavailable: Postgres could not be reached or gave no answer in time, or no connection came
                 free. Whether the statement was committed is unknown.
+            StoreBusy: it had waited for a lock for half of that time.
             InputRefused: the values were refused.
             StoreError: any other answer.
         """

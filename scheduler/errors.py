@@ -6,6 +6,7 @@
     │   └── Unreachable        ... because a store does not answer at all
     ├── StoreError             Postgres refused
     │   ├── StoreUnavailable   ... because it could not be reached or is not ready: try again
+    │   │   └── StoreBusy      ... or because somebody else keeps a row or a table locked
     │   └── InputRefused       ... because of the values it was given: trying again cannot help
     ├── QueueError             Redis refused
     │   └── QueueUnavailable   ... because it could not be reached or is not ready: try again
@@ -51,6 +52,10 @@ class StoreError(SchedulerError):
 
 class StoreUnavailable(StoreError):
     """Postgres cannot be reached, or is starting, stopping or out of connections. Trying again may help."""
+
+
+class StoreBusy(StoreUnavailable):
+    """What the statement needs was locked by somebody else for too long. Nothing of it was done."""
 
 
 class InputRefused(StoreError):

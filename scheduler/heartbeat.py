@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from scheduler import clock, failpoints, log
 from scheduler.config import Settings
-from scheduler.errors import StoreError
+from scheduler.errors import StoreBusy, StoreError
 from scheduler.held import Held
 from scheduler.loop import Loop
 from scheduler.metrics import Metrics
@@ -120,23 +120,37 @@ class Heartbeat:
         age_s = min(self._vis_s / 2, _LONGEST_UNSEEN_S)
         for claim in self._held.unanswered(now, age_s):
             granted = await store.reclaim(claim.ids, token=claim.token, most=0)
+            kept, _ = await self._kept(store, granted)
             # What was not granted yet may be so at any time, and counts from when it was asked for.
-            if granted and len(await self._kept(store, granted)) == len(granted):
+            if granted and len(kept) == len(granted):
                 claim.renewed = now
         due = self._held.due(now, age_s)
-        kept = await self._kept(store, due)
+        kept, busy = await self._kept(store, due)
         for lease in due:
             if lease.id in kept:
                 lease.renewed, lease.expires = now, now + self._vis_s
-            elif not lease.ended:
+            elif not lease.ended and lease.id not in busy:
                 # Not settled by us, and not ours any more.
                 self._lost(lease)
 
-    async def _kept(self, store: Store, leases: Sequence[Lease]) -> set[str]:
+    async def _kept(self, store: Store, leases: Sequence[Lease]) -> tuple[set[str], set[str]]:
+        """The ids of those that are ours still and renewed, and of those whose rows somebody else has locked.
+
+        One that is locked must not cost the others their leases: it is found by halving.
+        """
         if not leases:
-            return set()
-        renewal = store.renew(leases, vis_ms=self._settings.vis_timeout_ms)
-        return await failpoints.through("heartbeat.renew", renewal)
+            return set(), set()
+        try:
+            renewal = store.renew(leases, vis_ms=self._settings.vis_timeout_ms)
+            return await failpoints.through("heartbeat.renew", renewal), set()
+        except StoreBusy as error:
+            if len(leases) == 1:
+                self._log.warning("a lease cannot be renewed", task=leases[0].id, error=str(error))
+                return set(), {leases[0].id}
+        middle = len(leases) // 2
+        kept, busy = await self._kept(store, leases[:middle])
+        more, others = await self._kept(store, leases[middle:])
+        return kept | more, busy | others
 
     async def _sign(self, store: Store) -> None:
         pulse = self._pulse()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler import failpoints, log
-from scheduler.errors import StoreError, StoreUnavailable
+from scheduler.errors import StoreBusy, StoreError, StoreUnavailable
 from scheduler.metrics import Metrics
 from scheduler.model import Move, Reaped
 from scheduler.queue import Index, Shard
@@ -53,9 +53,9 @@ class Reaper:
         try:
             reap = self._store.reap(ids, max_losses=self._max_losses)
             reaped = await failpoints.through("reap.commit", reap)
-        except StoreUnavailable:
-            raise
         except StoreError as error:
+            if isinstance(error, StoreUnavailable) and not isinstance(error, StoreBusy):
+                raise
             await self._reap_halves(shard, expired, error)
             return
         self._count(reaped)
@@ -64,7 +64,7 @@ class Reaper:
         await failpoints.through("reap.place", shard.place(moves))
 
     async def _reap_halves(self, shard: Shard, expired: Sequence[tuple[str, str]], error: StoreError) -> None:
-        """Find the one row that is refused, and put it off: the oldest page must not fail for ever."""
+        """Find the one row that is refused or locked, and put it off: the page must not fail for ever."""
         if len(expired) > 1:
             middle = len(expired) // 2
             await self._reap(shard, expired[:middle])

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from scheduler import clock, failpoints, lifecycle, log
 from scheduler.backoff import Backoff
 from scheduler.config import Settings
-from scheduler.errors import QueueError, StoreError, StoreUnavailable
+from scheduler.errors import QueueError, StoreBusy, StoreError, StoreUnavailable
 from scheduler.handlers import Handler
 from scheduler.held import Held
 from scheduler.metrics import Metrics
@@ -197,6 +197,8 @@ class Settler:
                     f"{point}.commit", self._store.settle(part, worker=self._worker)
                 )
             except StoreUnavailable as error:
+                if isinstance(error, StoreBusy):  # the others need not wait behind whose row is locked
+                    left = left[len(part) :] + part
                 left = self._still_leased(left, error)
                 size = max(1, min(size, len(left)) // 2)
                 await asyncio.sleep(pause)

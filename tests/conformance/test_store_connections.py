@@ -14,7 +14,7 @@ from fix_store import Database
 from waiting import eventually
 
 from scheduler.connections import Connections, translate
-from scheduler.errors import InputRefused, StartError, StoreError, StoreUnavailable
+from scheduler.errors import InputRefused, StartError, StoreBusy, StoreError, StoreUnavailable
 from scheduler.supervisor import free_port
 
 NAME = "scheduler-connections-test"
@@ -50,9 +50,10 @@ async def open_all(connections: Connections, db: Database, n: int = 4) -> set[in
     ("states", "expected"),
     [
         (
-            "08000 08003 08006 40001 40P01 53100 53200 53300 55P03 57014 57P01 57P02 57P03 58030 25P03 25006",
+            "08000 08003 08006 40001 40P01 53100 53200 53300 57014 57P01 57P02 57P03 58030 25P03 25006",
             StoreUnavailable,
         ),
+        ("55P03", StoreBusy),
         ("22P02 22P05 22003 22008 22021 54000 54001", InputRefused),
         ("23502 23505 23514 42601 42703 42P01 42P07 0A000 XX000", StoreError),
     ],

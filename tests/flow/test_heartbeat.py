@@ -220,6 +220,23 @@ async def test_a_claim_of_which_nothing_is_granted_yet_does_not_count_as_renewed
     assert claim.renewed == asked
 
 
+async def test_a_row_that_somebody_has_locked_costs_no_other_task_its_lease(make_flow: MakeFlow):
+    """An operator's open transaction, say. Its own lease is not given up either: nobody else can have it."""
+    flow = await make_flow(VIS_TIMEOUT_MS=2000, STORE_TIMEOUT_MS=300)
+    for _ in range(5):
+        await flow.enqueue()
+    leases = await flow.lease()
+    locked, others = leases[1], [lease for lease in leases if lease is not leases[1]]
+    for lease in leases:
+        lease.renewed -= 1.5
+    with flow.db.transaction() as operator:
+        operator.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", locked.id)
+        async with beating(flow) as (lost, _):
+            await eventually(lambda: all(lease.renewed > lease.claimed for lease in others))
+        assert lost == []
+        assert locked.renewed < locked.claimed
+
+
 async def test_only_leases_that_are_half_over_are_renewed(make_flow: MakeFlow):
     flow = await make_flow(VIS_TIMEOUT_MS=2000)
     for _ in range(2):

@@ -198,3 +198,20 @@ async def test_the_pump_brings_back_what_is_due_and_nothing_else(make_flow: Make
     )
     assert sorted(lease.id for lease in await flow.lease()) == due
     await flow.agree()
+
+
+async def test_a_row_that_somebody_has_locked_is_put_off_and_the_others_are_reaped(make_flow: MakeFlow):
+    """An operator's open transaction, say. The oldest page holds that lease, again and again."""
+    flow = await make_flow(STORE_TIMEOUT_MS=300)
+    ids = [await flow.enqueue() for _ in range(5)]
+    await flow.lease()
+    await flow.lapse(*ids)
+    with flow.db.transaction() as operator:
+        operator.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", ids[1])
+        await flow.reaper().step()
+        assert [flow.db.outcomes(id_) for id_ in ids] == [["lost"], [], ["lost"], ["lost"], ["lost"]]
+        assert ids[1] in (await flow.contents()).leases
+    await flow.lapse(ids[1])
+    await flow.reaper().step()
+    assert flow.db.outcomes(ids[1]) == ["lost"]
+    await flow.agree()

@@ -476,3 +476,19 @@ async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeF
         db.rows("DROP TRIGGER be_slow ON task_runs; DROP FUNCTION be_slow()")
     assert [db.outcomes(lease.id) for lease in leases] == [["succeeded"]] * 40
     await flow.agree()
+
+
+async def test_a_row_that_somebody_has_locked_keeps_no_other_outcome_waiting(make_flow: MakeFlow):
+    """An operator's open transaction, say. What is first in the batch must not stay first."""
+    flow = await make_flow(STORE_TIMEOUT_MS=300)
+    for _ in range(8):
+        await flow.enqueue()
+    leases = await flow.lease()
+    with flow.db.transaction() as operator:
+        operator.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", leases[0].id)
+        settling = asyncio.create_task(flow.settle(*leases))
+        await eventually(lambda: all(flow.status(lease.id) == "succeeded" for lease in leases[1:]))
+        assert flow.status(leases[0].id) == "running"
+    await settling
+    assert flow.status(leases[0].id) == "succeeded"
+    await flow.agree()
