@@ -8,7 +8,6 @@ payloads   memory of a worker that has run noops, and then meets 40 MB of large 
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 import threading
@@ -53,29 +52,18 @@ _LOOK_S: Final = 0.05
 def arms(me: System, size: Size) -> Iterator[Arms]:
     """The arms; each starts workers of its own. Large payloads come through an API of their own."""
     with tempfile.TemporaryDirectory() as folder, Stand(me.stack.env, Path(folder)) as stand:
-        plain = _plain(Path(folder))
         large = stand.api("api-payloads").start().url
         yield {
-            "idle": partial(_idle, me, size.idle_s, plain),
-            "stream": partial(_stream, me, size.workers, size.stream, plain),
+            "idle": partial(_idle, me, size.idle_s),
+            "stream": partial(_stream, me, size.workers, size.stream),
             "queued": partial(_queued, me, size.queued),
-            "payloads": partial(_payloads, me, large, plain),
+            "payloads": partial(_payloads, me, large),
         }
 
 
-def _plain(folder: Path) -> dict[str, str]:
-    """The environment of a worker that was installed without extras.
-
-    structlog imports rich if it is there, and the workbench needs it. No worker does, and it takes 4 MiB.
-    """
-    (folder / "rich.py").write_text('raise ImportError("kept from this process")\n', encoding="utf-8")
-    places = (str(folder), os.environ.get("PYTHONPATH", ""))
-    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-
-
-def _idle(me: System, seconds: float, env: Mapping[str, str]) -> dict[str, float]:
+def _idle(me: System, seconds: float) -> dict[str, float]:
     """Percent of one core that each part uses."""
-    with me.with_fleet(1, env=env) as [worker]:
+    with me.with_fleet(1) as [worker]:
         time.sleep(_SETTLED_S)
         parts = {"worker": [worker.pid], "api": [api_pid(me)], "servers": server_pids(me)}
         used = {part: cpu_s(pids) for part, pids in parts.items()}
@@ -85,14 +73,14 @@ def _idle(me: System, seconds: float, env: Mapping[str, str]) -> dict[str, float
         return {part: 100 * (cpu_s(pids) - used[part]) / elapsed for part, pids in parts.items()}
 
 
-def _stream(me: System, workers: int, n: int, env: Mapping[str, str]) -> dict[str, float]:
+def _stream(me: System, workers: int, n: int) -> dict[str, float]:
     """MiB of the largest worker and of the API at their peak, and by how much each has grown.
 
     Growth is from the second fifth of the time to the last one, by medians: the first fifth warms up.
     """
     ids: list[str] = []
     with (
-        me.with_fleet(workers, env=env) as fleet,
+        me.with_fleet(workers) as fleet,
         Memory({"worker": [member.pid for member in fleet], "api": [api_pid(me)]}) as memory,
     ):
         for start in range(0, n, _CHUNK):
@@ -118,7 +106,7 @@ def _queued(me: System, n: int) -> dict[str, float]:
         return {"bytes": (_used_memory(client) - before) / n}
 
 
-def _payloads(me: System, host: str, env: Mapping[str, str]) -> dict[str, float]:
+def _payloads(me: System, host: str) -> dict[str, float]:
     """MiB by which the worker grows while it works the backlog off, which is there all at once.
 
     It takes noops by the hundred before, and so it would take these.
@@ -128,7 +116,7 @@ def _payloads(me: System, host: str, env: Mapping[str, str]) -> dict[str, float]
     )  # Postgres cannot compress it much
     payload = {"sleep_ms": PAYLOAD_MS, "text": text}
     bodies: list[Body] = [{"type": "sleeper", "payload": payload}] * (BACKLOG_BYTES // PAYLOAD_BYTES)
-    with me.with_fleet(1, env=env) as [worker]:
+    with me.with_fleet(1) as [worker]:
         load.run(load.bulk([{"type": "noop"}] * _USED_TO, host=me.host, keys=False)).all_ids()
         await_ended(me)
         before = vitals(worker.pid).rss
