@@ -10,8 +10,8 @@ import logging
 import sys
 from typing import Any, cast
 
-# structlog imports rich where it is installed, for tracebacks with the values of local variables. We show none,
-# and it would take a tenth of a second of each start, and 4 MiB.
+# structlog imports rich where it is installed, for tracebacks with the values of local variables. We show
+# none, and it would take a tenth of a second of each start, and 4 MiB.
 if "rich" not in sys.modules:
     sys.modules["rich"] = cast(Any, None)
     import structlog
