@@ -16,7 +16,7 @@ from typing import Final
 
 from scheduler import clock, failpoints, log
 from scheduler.config import Settings
-from scheduler.errors import QueueError, StoreUnavailable
+from scheduler.errors import QueueError, StoreBusy, StoreUnavailable
 from scheduler.fairness import Policy
 from scheduler.held import Claim, Held
 from scheduler.metrics import Metrics
@@ -89,7 +89,7 @@ class Lessor:
         claim = Claim(ids, token, sent=now, renewed=now)
         self._held.asked(claim)
         try:
-            leases, refusals = await self._answer(claim, most)
+            leases, refusals = await self._answer(claim, ids, most)
             for lease in leases:
                 # Counted from before the claim was sent: by Postgres' clock the lease lasts at least as long.
                 # If it was sent twice, the first time may have been the one: the heartbeat renews in time.
@@ -104,7 +104,9 @@ class Lessor:
             await self._put_right(shard, refusals, token)
         return leases
 
-    async def _answer(self, claim: Claim, most: int | None) -> tuple[list[Lease], list[Refusal]]:
+    async def _answer(
+        self, claim: Claim, ids: Sequence[str], most: int | None
+    ) -> tuple[list[Lease], list[Refusal]]:
         over = claim.renewed + self._vis_ms / 1000
         pause = _PAUSE_S
         while True:
@@ -112,9 +114,18 @@ class Lessor:
                 return await failpoints.through(
                     "lease.claim",
                     self._store.claim(
-                        claim.ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms, most=most
+                        ids, token=claim.token, worker=self._worker, vis_ms=self._vis_ms, most=most
                     ),
                 )
+            except StoreBusy as error:
+                # Somebody else has locked a row: the others need not wait for it, and it is the reaper's.
+                if len(ids) == 1:
+                    self._log.warning("a task cannot be claimed", task=ids[0], error=str(error))
+                    return [], []
+                middle = len(ids) // 2
+                leases, refusals = await self._answer(claim, ids[:middle], most)
+                more, others = await self._answer(claim, ids[middle:], most)
+                return leases + more, refusals + others
             except StoreUnavailable as error:
                 if claim.sent + pause >= over:
                     self._log.warning(

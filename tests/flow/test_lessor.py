@@ -249,3 +249,20 @@ async def test_a_store_and_an_index_open_without_a_word_to_their_servers(make_fl
     await make_flow(
         POSTGRES_URL=f"postgres://a:b@127.0.0.1:{free_port()}/x", REDIS_ADDR=f"127.0.0.1:{free_port()}"
     )
+
+
+async def test_a_row_that_somebody_has_locked_keeps_no_other_task_from_its_worker(make_flow: MakeFlow):
+    """An operator's open transaction, say. The id stays leased: the reaper finds it and puts it back."""
+    flow = await make_flow(STORE_TIMEOUT_MS=300)
+    ids = [await flow.enqueue() for _ in range(5)]
+    with flow.db.transaction() as operator:
+        operator.rows("SELECT FROM tasks WHERE id = %s FOR UPDATE", ids[1])
+        leases = await flow.lease()
+        assert [lease.id for lease in leases] == [ids[0], *ids[2:]]
+        assert flow.held.all() == leases
+        assert await flow.place(ids[1]) == "leases"
+    await flow.lapse(ids[1])
+    await flow.reaper().step()
+    assert [lease.id for lease in await flow.lease()] == [ids[1]]
+    await flow.settle(*leases)
+    await flow.agree()
