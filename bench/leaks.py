@@ -6,6 +6,8 @@ A series is flat if the line of least squares through its second part rises by n
     descriptors, threads,       a tenth of its level, or 3 where that is less: pools grow and shrink
     connections
 
+Of descriptors the connections of a process's callers do not count: how many these open is up to them.
+
 The first part is not judged: caches fill, pools grow, the allocator finds its size.
 """
 
@@ -23,7 +25,7 @@ import redis
 
 from bench import index
 from bench.stats import slope, spread
-from bench.vitals import vitals
+from bench.vitals import callers, vitals
 
 MIB: Final = 2**20
 JUDGED: Final = 0.6
@@ -104,7 +106,7 @@ def sample(pids: Mapping[str, int], rows: psycopg.Connection[Any], client: redis
     found: dict[str, float] = {}
     for part, pid in pids.items():
         held = vitals(pid)
-        found |= {f"{part} memory": held.rss, f"{part} descriptors": held.descriptors}
+        found |= {f"{part} memory": held.rss, f"{part} descriptors": held.descriptors - callers(pid)}
         found[f"{part} threads"] = held.threads
     for name, n in rows.execute(_CONNECTIONS).fetchall():
         found[f"Postgres connections of {name}"] = n

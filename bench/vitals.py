@@ -16,6 +16,11 @@ _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _STATE, _PPID, _UTIME, _STIME, _CUTIME, _CSTIME = 0, 1, 11, 12, 13, 14
 """Fields of /proc/PID/stat behind the command's name."""
 
+_LOCAL, _TCP_STATE, _INODE = 1, 3, 9
+"""Fields of a line of /proc/PID/net/tcp."""
+
+_ESTABLISHED, _LISTEN = "01", "0A"
+
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
@@ -47,6 +52,29 @@ def vitals(pid: int) -> Vitals:
         )
     except (OSError, KeyError):
         raise StartError(f"process {pid} cannot be looked at in /proc: has it ended?") from None
+
+
+def callers(pid: int) -> int:
+    """Connections that others have opened to a process: their number is up to them.
+
+    Raises:
+        StartError: the process does not run, or this system has no /proc.
+    """
+    folder = _PROC / str(pid)
+    mine, sockets = set(), []
+    try:
+        for link in (folder / "fd").iterdir():
+            with suppress(OSError):  # it has just been closed
+                mine.add(link.readlink().name)
+        for family in ("tcp", "tcp6"):
+            for line in (folder / "net" / family).read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if f"socket:[{fields[_INODE]}]" in mine:
+                    sockets.append((fields[_LOCAL].rpartition(":")[2], fields[_TCP_STATE]))
+    except OSError:
+        raise StartError(f"process {pid} cannot be looked at in /proc: has it ended?") from None
+    served = {port for port, state in sockets if state == _LISTEN}
+    return sum(port in served and state == _ESTABLISHED for port, state in sockets)
 
 
 def below(*pids: int) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from scheduler.child import Child
 from scheduler.config import load, masked
 from scheduler.embedded import Postgres, Redis
 from scheduler.errors import StartError
-from scheduler.supervisor import free_port
+from scheduler.supervisor import Server, free_port
 
 Say = Callable[[str], None]
 
@@ -63,19 +64,22 @@ class Stack:
             StartError: a server cannot be started or reached.
         """
         load(self.env)  # nothing is started for settings that cannot work
+        wanted: dict[str, tuple[Server, int]] = {}
         if not self.env.get("POSTGRES_URL"):
-            self.postgres = self._parts.enter_context(
-                Postgres(self.data_dir / "postgres", port=5432, settings=postgres_settings)
-            )
-            self.env["POSTGRES_URL"] = self.postgres.url
-            self._chosen("Postgres", 5432, self.postgres.port)
+            self.postgres = Postgres(self.data_dir / "postgres", port=5432, settings=postgres_settings)
+            wanted["POSTGRES_URL"] = (self.postgres, 5432)
         if not self.env.get("REDIS_ADDR"):
             password = self.env.get("REDIS_PASS") or None
-            self.redis = self._parts.enter_context(
-                Redis(self.data_dir / "redis", port=6379, password=password)
-            )
-            self.env["REDIS_ADDR"] = self.redis.url
-            self._chosen("Redis", 6379, self.redis.port)
+            self.redis = Redis(self.data_dir / "redis", port=6379, password=password)
+            wanted["REDIS_ADDR"] = (self.redis, 6379)
+        with ThreadPoolExecutor() as threads:  # neither waits for the other
+            for server, _ in wanted.values():
+                self._parts.callback(server.stop)
+            starting = [threads.submit(server.start) for server, _ in wanted.values()]
+        for started, (name, (server, port)) in zip(starting, wanted.items(), strict=True):
+            started.result()
+            self.env[name] = server.url
+            self._chosen(server.name, port, server.port)
         asyncio.run(migrate.apply(self.env["POSTGRES_URL"]))
 
     def start_all(

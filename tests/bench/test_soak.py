@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from bench.cli import main
 from bench.leaks import MIB, judge
 from bench.record import read
-from bench.vitals import below, vitals
+from bench.vitals import below, callers, vitals
 from scheduler.errors import StartError
 
 TESTS = Path(__file__).parents[1]
@@ -64,6 +66,18 @@ def test_a_series_that_comes_late_began_at_nothing():
 
 
 # --- what processes hold ---
+
+
+def test_connections_that_others_have_opened_are_told_apart():
+    """Descriptors of the API would grow with them, and they are the load's."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        before = callers(os.getpid())
+        for n in range(1, 3):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+            stack.enter_context(listener.accept()[0])
+            assert callers(os.getpid()) == before + n
+    assert callers(os.getpid()) == before
 
 
 def test_the_vitals_of_a_process_are_its_own():
