@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import inf
 
 
 def seeds(text: str) -> range:
@@ -25,25 +26,25 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Seconds above 0 and below a day. Raises argparse.ArgumentTypeError for others."""
-    return _above_0(text, 86_400, "a number of seconds above 0")
+    """Seconds above 0. Raises argparse.ArgumentTypeError for others."""
+    return _above_0(text, "a number of seconds")
 
 
 def minutes(text: str) -> float:
-    """Minutes above 0 and below a day. Raises argparse.ArgumentTypeError for others."""
-    return _above_0(text, 1440, "a number of minutes above 0")
+    """Minutes above 0. Raises argparse.ArgumentTypeError for others."""
+    return _above_0(text, "a number of minutes")
 
 
 def percent(text: str) -> float:
-    """A percentage above 0 and up to 1,000. Raises argparse.ArgumentTypeError for others."""
-    return _above_0(text, 1000, "a percentage above 0")
+    """A percentage above 0. Raises argparse.ArgumentTypeError for others."""
+    return _above_0(text, "a percentage")
 
 
-def _above_0(text: str, most: float, what: str) -> float:
+def _above_0(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} above 0")
     return value

@@ -101,6 +101,7 @@ class ReferenceStore:
         self, ids: Sequence[str], *, token: str, worker: str, vis_ms: int, most: int | None = None
     ) -> tuple[list[Lease], list[Refusal]]:
         now = self.now_ms()
+        ids = list(dict.fromkeys(ids))
         claimed = {}
         for row in self._rows(ids):
             if row.status in CLAIMABLE and row.due_at <= now:
@@ -121,7 +122,7 @@ class ReferenceStore:
                 refusals = [r for r in refusals if r.id not in claimed]
         return [claimed[id_] for id_ in ids if id_ in claimed], refusals
 
-    async def reclaim(self, ids: Sequence[str], *, token: str) -> list[Lease]:
+    async def reclaim(self, ids: Sequence[str], *, token: str, most: int | None = None) -> list[Lease]:
         mine = (row for row in self._rows(ids) if row.status == "running" and row.lease_token == token)
         return [tables.lease(row) for row in mine]
 
@@ -426,6 +427,9 @@ class ReferenceStore:
         for id_ in gone:
             del self.held.tasks[id_]
         return seen[-1].id if seen else None, len(gone)
+
+    async def prune_runs(self, *, keep_ms: int, page: int) -> int:
+        return 0
 
     async def prune_workers(self, *, keep_ms: int) -> None:
         since = self.now_ms() - keep_ms
