@@ -18,7 +18,7 @@ from typing import cast
 
 import httptools
 
-from bench.http import TIMEOUT_S, Origin
+from bench.http import TIMEOUT_S, Origin, post
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,7 @@ async def hammer(
             return next(left, None) is not None
         return seconds is not None and time.monotonic() - began < seconds
 
-    head = (
-        f"POST {request.path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(request.body)}\r\n\r\n"
-    )
-    wire = head.encode() + request.body
+    wire = post(origin, request.path, request.body)
 
     async def sender() -> None:
         loop = asyncio.get_running_loop()

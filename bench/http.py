@@ -78,6 +78,15 @@ class Origin:
         return f"{self.scheme}://{self.authority}"
 
 
+def post(origin: Origin, path: str, body: bytes) -> bytes:
+    """A POST of JSON as it goes over the wire."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 class Connection:
     """One connection to `origin`. It opens with the first request and again after it was closed."""
 
@@ -92,11 +101,7 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> Response:
         """The answer to a POST of JSON. Raises NoAnswer."""
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._origin.authority}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return await self._exchange(head.encode() + body)
+        return await self._exchange(post(self._origin, path, body))
 
     def close(self) -> None:
         """Closes at once. The next request opens it again."""

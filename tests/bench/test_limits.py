@@ -191,6 +191,20 @@ def test_other_work_disturbs(busy, steal, disturbed):
     assert company.disturbed is disturbed
 
 
+def test_a_measurement_that_was_disturbed_is_named(monkeypatch):
+    """A neighbour who comes for a minute is little of a whole run."""
+    monkeypatch.setattr(Company, "disturbed", property(lambda _: True))
+    rounds = measured({"a": lambda: {"n": 1.0}}, 2, 1, title="t")
+    assert all(f"a.{DISTURBED}" in each for each in rounds)
+    made = {
+        "result": {"disturbed": False, "seconds": 1, "busy_percent": 0, "steal_percent": 0, "rounds": rounds}
+    }
+    monkeypatch.setattr("bench.record.told", lambda _: "it")
+    assert told(made).endswith(" Disturbed were single measurements of a (2×).")
+    made["result"]["rounds"] = [{"a.n": 1.0}]
+    assert told(made).endswith(" No single measurement was disturbed.")
+
+
 def test_our_own_work_is_no_company():
     with Company() as company:
         subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
