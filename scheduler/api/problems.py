@@ -172,8 +172,9 @@ def problem_of(error: Exception) -> Problem:
             return Problem(OVERLOADED, f"{why[:1].upper()}{why[1:]}. Try again.", headers=_RETRY)
         case StoreUnavailable():
             detail = (
-                "Postgres gave no answer in time. Try again: to enqueue, with an idempotency key, as the task"
-                " may have been accepted; to list, with filters that fit more of the newest tasks."
+                "Postgres could not be reached or gave no answer in time. Try again: to enqueue, with an"
+                " idempotency key, as the task may have been accepted; to list, with filters that fit more of"
+                " the newest tasks."
             )
             return Problem(UNAVAILABLE, detail, headers=_RETRY)
         case QueueUnavailable():
