@@ -167,8 +167,8 @@ class ReferenceStore:
 
     def _settle(self, row: Row, s: Settlement, worker: str) -> None:
         now, claimed = self.now_ms(), row.claimed_at or 0
-        started = claimed + s.wait_us / 1000
-        finished = started + (s.run_us or 0) / 1000
+        started = min(now, claimed + s.wait_us / 1000)
+        finished = min(now, claimed + (s.wait_us + (s.run_us or 0)) / 1000)
         shown = started if s.run_us is not None else None
         self._end(
             Ended(

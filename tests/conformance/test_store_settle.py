@@ -81,7 +81,8 @@ async def test_an_outcome_moves_its_task_and_leaves_one_run(store: Store, db: Da
 
 
 async def test_a_run_is_dated_by_durations_from_its_claim(store: Store, db: Database):
-    ran, never = db.put("running"), db.put("running")
+    claimed_at = db.value("SELECT now() - interval '9 s'")
+    ran, never = (db.put("running", claimed_at=claimed_at) for _ in range(2))
     await settle(
         store,
         settlement(ran, wait_us=1_500_000, run_us=250_000),
@@ -93,6 +94,15 @@ async def test_a_run_is_dated_by_durations_from_its_claim(store: Store, db: Data
     (run,) = db.runs(never)
     assert run["started_at"] is None
     assert run["finished_at"] - run["claimed_at"] == timedelta(seconds=0.7)
+
+
+async def test_no_run_is_dated_after_its_own_end(store: Store, db: Database):
+    """A worker counts from before its claim arrived; a retry would seem to come early by what that took."""
+    id_ = db.put("running")
+    await settle(store, settlement(id_, **FAILURE, wait_us=3_600_000_000, run_us=1))
+    (run,) = db.runs(id_)
+    due_at = db.task(id_)["due_at"]
+    assert run["claimed_at"] < run["started_at"] == run["finished_at"] <= due_at
 
 
 async def test_a_success_keeps_the_last_error(store: Store, db: Database):
