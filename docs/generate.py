@@ -54,11 +54,11 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
         "Desk": "dlq cancel",
         "Worker": "solo slots worker",
         "HTTP API": (
-            "api api.server api.app api.access api.backend api.submissions api.body api.spec api.tasks"
-            " api.queues api.health api.views api.problems api.openapi"
+            "api api.server api.transport api.app api.access api.backend api.submissions api.body api.spec"
+            " api.tasks api.queues api.health api.views api.problems api.openapi"
         ),
         "Machine": "child fleet supervisor embedded stack",
-        "Command": "commands cli",
+        "Command": "commands local cli",
     },
     "bench": {
         "Inputs": "options workload work builds schema trace tape scenario arrivals",

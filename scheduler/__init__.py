@@ -26,7 +26,7 @@ Where things are. A line imports from itself and the lines above it, and the flo
     worker       solo  slots  worker
     front        api/
     machine      child  fleet  supervisor  embedded  stack
-    command      commands  cli
+    command      commands  local  cli
 """
 
 from __future__ import annotations

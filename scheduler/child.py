@@ -4,11 +4,15 @@ A child announces itself with one line on standard output, `ready KIND key=value
 holds the reading end of a pipe, its lifeline, whose other end only its parent has: when the parent is gone,
 however it went, the child reads the end of the pipe and stops. Unlike a parent-death signal that works from
 any thread and on every POSIX system.
+
+A child may be started before all of its settings are known: it imports what it needs, and reads the rest of
+its environment from the lifeline before it looks at any of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
@@ -45,6 +49,22 @@ def hold_lifeline(fd: int) -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
+def hear(fd: int) -> dict[str, str]:
+    """What the parent tells through the lifeline `fd`: the rest of the environment.
+
+    Raises:
+        StartError: the parent is gone.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(fd, 1)  # no more than the line: what comes after it is for hold_lifeline
+        if not part:
+            raise StartError("the process that started this one ended before it had said all settings")
+        line += part
+    told: dict[str, str] = json.loads(line)
+    return told
+
+
 class Child:
     """A `scheduler` command in a process and session of its own.
 
@@ -52,16 +72,22 @@ class Child:
         args: The command line after `scheduler`, e.g. `["worker"]`; `--lifeline` is added.
         env: The whole environment of the child.
         log: Where its standard error goes; None leaves it with ours.
+        early: It is started before its environment is known in full, and waits for `tell`.
     """
 
-    def __init__(self, args: Sequence[str], *, env: Mapping[str, str], log: Path | None = None) -> None:
+    def __init__(
+        self, args: Sequence[str], *, env: Mapping[str, str], log: Path | None = None, early: bool = False
+    ) -> None:
         self.args = list(args)
         self._env = dict(env)
         read_end, self._lifeline = os.pipe()  # neither is inherited by other children
         output: IO[bytes] | None = log.open("ab") if log is not None else None
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "scheduler", *args, "--lifeline", str(read_end)],
+                [
+                    *(sys.executable, "-m", "scheduler", *args, "--lifeline", str(read_end)),
+                    *(["--early"] if early else []),
+                ],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -88,6 +114,12 @@ class Child:
     def returncode(self) -> int | None:
         """The exit code, None while it runs; negative for the signal that ended it."""
         return self._process.poll()
+
+    def tell(self, variables: Mapping[str, str]) -> None:
+        """Complete the environment of a child that was started early; one that has ended need not know."""
+        self._env |= variables
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._lifeline, json.dumps(dict(variables)).encode() + b"\n")
 
     def ready(self, timeout_s: float = 30.0) -> dict[str, str]:
         """Wait for the announcement; its facts.

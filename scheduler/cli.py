@@ -7,6 +7,7 @@ runs, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -118,6 +119,7 @@ def _add_processes(commands: Commands) -> None:
     )
     for process in (api, worker):
         process.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
+        process.add_argument("--early", action="store_true", help=argparse.SUPPRESS)
 
 
 def _add_task(commands: Commands) -> None:
@@ -169,15 +171,22 @@ def _dispatch(args: argparse.Namespace) -> int:
         module = _bench("demo" if args.command == "demo" else "load_cli")
         with interrupted_by_signals():
             return int(module.main(args))
+    if args.command == "up":
+        from scheduler import local
+
+        return local.up(args, os.environ)
+    serves = args.command in {"api", "worker"}
+    if serves:
+        gc.disable()  # until the start is over: what it makes stays, and most of it is imported from here on
     from scheduler import commands, failpoints, log
     from scheduler.config import load
 
+    if serves and args.early:
+        commands.prepare(args)
     settings, sources = load(os.environ)
     failpoints.arm(os.environ.get("SCHEDULER_FAILPOINT", ""))
     log.configure(settings.log_level, settings.log_format)
-    if args.command == "up":
-        return commands.up(args, os.environ)
-    if args.command in {"api", "worker"}:
+    if serves:
         serve = commands.api if args.command == "api" else commands.worker
         return serve(settings, args, os.environ)
     if args.command == "config":

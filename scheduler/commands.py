@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from scheduler import failpoints, log
 from scheduler import migrate as migrations
-from scheduler.child import announce, hold_lifeline
-from scheduler.config import VARS, Settings, load, masked
+from scheduler.child import announce, hear, hold_lifeline
+from scheduler.config import VARS, Settings, masked
 from scheduler.errors import QueueError, StartError
 from scheduler.model import PRIORITIES, Depths, Task
 from scheduler.queue import Index
@@ -52,6 +50,21 @@ async def stores(settings: Settings, name: str) -> AsyncIterator[tuple[Store, In
 # Processes
 
 
+def prepare(args: Args) -> None:
+    """Import what the process needs while the rest of its environment is not known, and wait for that."""
+    if args.command == "api":
+        from scheduler.api import server  # noqa: F401
+    else:
+        from scheduler import worker  # noqa: F401
+    os.environ.update(hear(args.lifeline))
+
+
+def _started() -> None:
+    """Let the collector, which was off during the start, work; what the start has made it never looks at."""
+    gc.freeze()
+    gc.enable()
+
+
 def api(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
     """Serve the API: one process, or several that share its address."""
     from scheduler.api import server
@@ -65,10 +78,16 @@ def api(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
 
         with server.reserved(settings.http_addr) as address:
             env = {**env, "HTTP_ADDR": masked("http_addr", address)}
+            _started()
             return Fleet(settings, args.workers, ["api", "--shared"], env).run()
+
+    def ready(line: str) -> None:
+        _started()
+        print(line, flush=True)
+
     server.run(
         settings,
-        ready=lambda line: print(line, flush=True),
+        ready=ready,
         loops=[
             lambda backend, metrics: Loop(
                 "sampler",
@@ -90,6 +109,7 @@ def worker(settings: Settings, args: Args, env: Mapping[str, str]) -> int:
         from scheduler.fleet import Fleet
 
         command = ["worker", *(["--app", args.app] if args.app else [])]
+        _started()
         return Fleet(settings, args.processes, command, env).run()
     return run_async(_worker(settings, args.app))
 
@@ -120,6 +140,7 @@ async def _worker(settings: Settings, app: str | None) -> int:
         await make_days(store)  # before the first run ends: what no day takes is dear to get rid of
         await index.check()
         await index.warm()
+        _started()
         announce("worker", metrics=exporter.server_port, slots=settings.worker_pool, pid=os.getpid())
         try:
             await me.run()
@@ -129,40 +150,6 @@ async def _worker(settings: Settings, app: str | None) -> int:
             os._exit(EXIT_STUCK)
     if me.leftover:
         os._exit(0)  # the interpreter would wait for these threads, perhaps for ever
-    return 0
-
-
-def up(args: Args, env: Mapping[str, str]) -> int:
-    """Keep the whole system running until Ctrl-C."""
-    from scheduler.stack import Stack
-
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    with Stack(env, Path(args.data_dir), lambda line: print(line, flush=True)) as stack:
-        stack.start_servers()
-        http, fleet = stack.start_all(args.workers, args=["--app", args.app] if args.app else [])
-        settings, _ = load(stack.env)
-        rows = [
-            ("Postgres", masked("postgres_url", settings.postgres_url)),
-            ("Redis", masked("redis_addr", settings.redis_addr)),
-            ("API", f"http://{http['http']}/v1/tasks"),
-            ("API metrics", f"http://127.0.0.1:{http['metrics']}/metrics"),
-            *(
-                (f"worker {i} metrics", f"http://127.0.0.1:{facts['metrics']}/metrics")
-                for i, facts in enumerate(fleet, 1)
-            ),
-            ("data and logs", str(stack.data_dir)),
-        ]
-        print(table(("part", "where"), rows))
-        for name, server in (("POSTGRES_URL", stack.postgres), ("REDIS_ADDR", stack.redis)):
-            if server is not None:
-                print(f"export {name}='{server.url}'   # for `scheduler` in other terminals")
-        print("Ctrl-C stops everything.", flush=True)
-        while not stopping.wait(0.5):
-            stack.revive_workers()
-            stack.check(workers=False)
-        print("stopping", flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ They are frozen, but for those made once per task on the hot paths, where that w
 from __future__ import annotations
 
 import os
+import random
 import threading
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,9 @@ TYPE_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}"
 Where = Literal["gone", "head", "tail", "retry", "dead", "held"]
 
 
+_rng = random.Random()
+"""Seeded by the system, and not asked for every id: these must differ, and are no secrets."""
+os.register_at_fork(after_in_child=_rng.seed)
 _last_id = (0, 0)
 _id_lock = threading.Lock()
 
@@ -48,7 +52,7 @@ def new_id() -> str:
             if counter > 0xFFF:
                 ms, counter = last_ms + 1, 0
         _last_id = (ms, counter)
-    tail = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF
+    tail = _rng.getrandbits(62)
     text = f"{ms:012x}7{counter:03x}{0x8000_0000_0000_0000 | tail:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

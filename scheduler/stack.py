@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from scheduler import clock, migrate
+from scheduler import clock
 from scheduler.child import Child
 from scheduler.config import load, masked
 from scheduler.embedded import Postgres, Redis
@@ -76,6 +76,8 @@ class Stack:
             for server, _ in wanted.values():
                 self._parts.callback(server.stop)
             starting = [threads.submit(server.start) for server, _ in wanted.values()]
+            # Importing it takes as long as the servers need to start, and longer than the processes may wait.
+            from scheduler import migrate  # noqa: PLC0415
         for started, (name, (server, port)) in zip(starting, wanted.items(), strict=True):
             started.result()
             self.env[name] = server.url
@@ -85,8 +87,19 @@ class Stack:
     def start_all(
         self, workers: int, *, args: Sequence[str] = ()
     ) -> tuple[dict[str, str], list[dict[str, str]]]:
-        """Start the API and `workers` workers at once and wait until all serve; what each announced."""
-        api, fleet = self._launch_api(), self._launch_workers(workers, args, None)
+        """Start the servers, the API and `workers` workers and wait until all serve; what each announced.
+
+        The processes import while the servers start, which take no longer than that.
+
+        Raises:
+            ConfigError: a setting is malformed.
+            StartError: a part does not start.
+        """
+        api = self._launch_api(early=True)
+        fleet = self._launch_workers(workers, args, None, early=True)
+        self.start_servers()
+        for child in (api, *fleet):
+            child.tell({name: self.env[name] for name in ("POSTGRES_URL", "REDIS_ADDR")})
         return api.ready(), [child.ready() for child in fleet]
 
     def start_api(self) -> dict[str, str]:
@@ -109,11 +122,15 @@ class Stack:
                 self.end(child)
             raise
 
-    def _launch_api(self) -> Child:
-        return self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"))
+    def _launch_api(self, *, early: bool = False) -> Child:
+        return self._start(["api"], 0, ("HTTP_ADDR", "METRICS_ADDR"), early=early)
 
-    def _launch_workers(self, n: int, args: Sequence[str], env: Mapping[str, str] | None) -> list[Child]:
-        return [self._start(["worker", *args], 1 + i, ("METRICS_ADDR",), env=env) for i in range(n)]
+    def _launch_workers(
+        self, n: int, args: Sequence[str], env: Mapping[str, str] | None, *, early: bool = False
+    ) -> list[Child]:
+        return [
+            self._start(["worker", *args], 1 + i, ("METRICS_ADDR",), env=env, early=early) for i in range(n)
+        ]
 
     def end(self, child: Child, *, grace_s: float = 15.0) -> int:
         """Stop one child before the stack is stopped; its exit code."""
@@ -165,6 +182,7 @@ class Stack:
         addresses: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        early: bool = False,
     ) -> Child:
         """Start a child on its addresses, counted up from those of the settings, or on free ones."""
         env = self.env | dict(env or {})
@@ -178,7 +196,7 @@ class Stack:
                 self._chosen(f"{args[0]} ({name})", wanted, port)
             env[name] = masked(name.lower(), (host, port))
         number = len(self.children)
-        child = Child(args, env=env, log=self._log(f"{args[0]}-{number}.log"))
+        child = Child(args, env=env, log=self._log(f"{args[0]}-{number}.log"), early=early)
         self.children.append(child)
         self._parts.callback(self._end, child)
         return child

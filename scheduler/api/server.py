@@ -18,6 +18,7 @@ import uvloop
 from scheduler import log
 from scheduler.api.app import create_app
 from scheduler.api.backend import Backend
+from scheduler.api.transport import HttpProtocol
 from scheduler.config import Settings
 from scheduler.enqueue import Enqueuer
 from scheduler.errors import QueueUnavailable, StartError, Unreachable
@@ -124,7 +125,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(backend: Backend) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(backend),
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         interface="asgi3",
         lifespan="off",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fix_process import environment
+import pytest
+from fix_process import environment, until
 
 from scheduler.child import Child
 
@@ -28,6 +29,48 @@ def test_what_a_handler_prints_is_neither_the_announcement_nor_the_end_of_the_ou
         assert int(facts["pid"]) == child.pid
     finally:
         assert child.stop() == 0
+
+
+def test_a_child_that_is_started_early_waits_for_the_rest_of_its_environment(here, tmp_path):
+    env = environment(**here)
+    known = {name: env.pop(name) for name in ("POSTGRES_URL", "REDIS_ADDR")}
+    child = Child(["worker"], env=env | {"POSTGRES_URL": "nowhere"}, log=tmp_path / "log", early=True)
+    try:
+        child.tell(known)
+        assert int(child.ready()["pid"]) == child.pid
+        child.kill()
+        child = child.again()
+        child.ready()
+    finally:
+        assert child.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["api", "worker"])
+def test_a_child_that_is_started_early_ends_with_its_parent(tmp_path, kind):
+    log = tmp_path / "log"
+    child = Child([kind], env=environment(), log=log, early=True)
+    child._close()
+    assert child.wait(30) == 2
+    assert "ended before it had said all settings" in log.read_text()
+
+
+COLLECTED = """
+import gc
+from scheduler import Reject, handler
+
+@handler("how")
+async def how(payload, context):
+    raise Reject(f"enabled {gc.isenabled()}, frozen {gc.get_freeze_count() > 10_000}")
+"""
+
+
+def test_the_collector_works_again_after_the_start_and_leaves_what_that_has_made(site, tmp_path):
+    (tmp_path / "how.py").write_text(COLLECTED)
+    here = site(workers=0, PYTHONPATH=str(tmp_path))
+    here.system.stack.start_workers(1, args=["--app", "how"])
+    here.send([{"type": "how"}])
+    until(lambda: here.value("SELECT finished_at FROM tasks"))
+    assert "enabled True, frozen True" in here.value("SELECT last_error FROM tasks")
 
 
 def test_two_that_wait_for_a_child_close_its_lifeline_once(monkeypatch):

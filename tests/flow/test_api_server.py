@@ -112,6 +112,15 @@ def test_a_process_serves_tasks_and_metrics_and_stops_when_told(settings):
     assert rows(settings) == 1
 
 
+def test_an_answer_leaves_in_one_piece(settings):
+    """Its head and its body apart cost both sides a system call more."""
+    with serving(settings) as api, api.connect() as link:
+        for _ in range(30):
+            link.sendall(request())
+            head, _, body = link.recv(65536).partition(b"\r\n\r\n")
+            assert f"content-length: {len(body)}\r\n".encode() in head + b"\r\n"
+
+
 def test_a_process_starts_without_redis_and_not_without_postgres(settings):
     with serving(settings, REDIS_ADDR=f"127.0.0.1:{free_port()}") as api:
         assert httpx.get(f"{api.url}/readyz").json()["redis"] == "down"
