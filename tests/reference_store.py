@@ -167,8 +167,9 @@ class ReferenceStore:
 
     def _settle(self, row: Row, s: Settlement, worker: str) -> None:
         now, claimed = self.now_ms(), row.claimed_at or 0
-        started = min(now, claimed + s.wait_us / 1000)
-        finished = min(now, claimed + (s.wait_us + (s.run_us or 0)) / 1000)
+        ran = (s.run_us or 0) / 1000
+        finished = min(now, claimed + s.wait_us / 1000 + ran)
+        started = max(claimed, finished - ran)
         shown = started if s.run_us is not None else None
         self._end(
             Ended(

@@ -4,8 +4,8 @@
 -- in   parallel arrays in id order; status, reason and delay_ms were decided by lifecycle and backoff
 -- out  the ids that were settled
 --
--- A worker counts from before it sent the claim, so its times may be late by the claim's way here: no run is dated
--- after its own end.
+-- A worker counts from before it sent the claim, so its times may be late by the claim's way here: a run that would
+-- end after now is dated earlier, as long as it was.
 --
 -- The status is compared through the input for the reason that claim.sql gives.
 WITH settled AS (
@@ -33,15 +33,16 @@ WITH settled AS (
     WHERE t.id = d.id AND t.attempts = d.attempt AND t.status = CASE WHEN d.attempt > 0 THEN 'running' END
     RETURNING
         t.id, d.attempt, d.outcome, d.token, d.error, t.claimed_at,
-        CASE
-            WHEN d.run_us IS NOT NULL THEN least(now(), t.claimed_at + d.wait_us * interval '1 microsecond')
-        END AS started_at,
+        d.run_us * interval '1 microsecond' AS ran,
         least(now(), t.claimed_at + (d.wait_us + coalesce(d.run_us, 0)) * interval '1 microsecond') AS finished_at
 ), history AS (
     INSERT INTO task_runs (
         task_id, attempt, outcome, worker, lease_token, claimed_at, started_at, finished_at, error
     )
-    SELECT id, attempt, outcome, :'worker', token, claimed_at, started_at, finished_at, error
+    SELECT
+        id, attempt, outcome, :'worker', token, claimed_at,
+        CASE WHEN ran IS NOT NULL THEN greatest(claimed_at, finished_at - ran) END,
+        finished_at, error
     FROM settled
 )
 SELECT id::text FROM settled

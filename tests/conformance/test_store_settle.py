@@ -98,11 +98,20 @@ async def test_a_run_is_dated_by_durations_from_its_claim(store: Store, db: Data
 
 async def test_no_run_is_dated_after_its_own_end(store: Store, db: Database):
     """A worker counts from before its claim arrived; a retry would seem to come early by what that took."""
-    id_ = db.put("running")
-    await settle(store, settlement(id_, **FAILURE, wait_us=3_600_000_000, run_us=1))
-    (run,) = db.runs(id_)
-    due_at = db.task(id_)["due_at"]
-    assert run["claimed_at"] < run["started_at"] == run["finished_at"] <= due_at
+    quick, long = db.put("running"), db.put("running")
+    hour_us = 3_600_000_000
+    await settle(
+        store,
+        settlement(quick, **FAILURE, wait_us=hour_us, run_us=1000),
+        settlement(long, **FAILURE, wait_us=0, run_us=hour_us),
+    )
+    (run,) = db.runs(quick)
+    assert run["claimed_at"] < run["started_at"]
+    assert run["finished_at"] - run["started_at"] == timedelta(milliseconds=1)
+    assert run["finished_at"] + timedelta(seconds=5) == db.task(quick)["due_at"]
+    (run,) = db.runs(long)
+    assert run["claimed_at"] == run["started_at"]
+    assert run["finished_at"] + timedelta(seconds=5) == db.task(long)["due_at"]
 
 
 async def test_a_success_keeps_the_last_error(store: Store, db: Database):
