@@ -61,7 +61,7 @@ class Size:
     workers: int = 3
     drain: int = 20_000
     ones: int = 4_000
-    singles: int = 8_000
+    singles: int = 16_000
     bulk: int = 30_000
     pgbench_s: int = 5
     probe_s: float = 5.0
