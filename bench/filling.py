@@ -1,8 +1,13 @@
 """Filling: tables with millions of rows, as if tasks had come evenly over a day.
 
 Rows are made where they are kept, as those of the product: ids that carry the time of their task, every
-constraint held, and a run for each ended attempt. Open tasks are in a queue that no worker serves. One ended
-task in some is a dead letter.
+constraint held, a run for each ended attempt, and instants that a hundred tasks share, as those of one commit
+do. Open tasks are in a queue that no worker serves. One ended task in some is a dead letter, with instants of
+its own.
+
+The product's rows grow on their page, from a task that is new to one that has ended. These are born ended:
+pages filled up to the table's mark would have room for one new row each, and the next tasks would go to a
+page of their own, all over the table. So the mark is higher while they are made.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ import psycopg
 from bench.parking import QUEUE
 
 _CHUNK: Final = 100_000
+_FILLED: Final = 65
+"""Percent of a page; as many rows then share one as where the product has worked."""
 
 # The ids are those of RFC 9562: 48 bits of milliseconds, and the rest drawn, here from the row's number.
 _ROWS: Final = """
@@ -23,10 +30,16 @@ WITH rows AS (
     SELECT
         (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
          || '7' || substr(md5(i::text), 1, 3) || '8' || substr(md5(i::text), 4, 15))::uuid AS id,
-        i, at, %(dead)s > 0 AND i %% (%(finished)s / greatest(%(dead)s, 1)) = 0 AS dead
+        i, at, dead
     FROM (
-        SELECT i, %(until)s::timestamptz - interval '1 day' * (1 - i::float8 / %(rows)s) AS at
-        FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS i
+        SELECT
+            i, dead,
+            %(until)s::timestamptz
+            - interval '1 day' * (1 - (CASE WHEN dead THEN i ELSE i / 100 * 100 END)::float8 / %(rows)s) AS at
+        FROM (
+            SELECT i, %(dead)s > 0 AND i %% (%(finished)s / greatest(%(dead)s, 1)) = 0 AS dead
+            FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS i
+        ) AS numbers
     ) AS spread
 )
 """
@@ -56,6 +69,10 @@ INSERT INTO tasks (id, queue, type, priority, due_at, created_at)
 SELECT id, %(queue)s, 'noop', (ARRAY['critical', 'high', 'default', 'low'])[i %% 4 + 1], at, at
 FROM rows
 """
+_MARK: Final = """
+SELECT option_value FROM pg_class, pg_options_to_table(reloptions)
+WHERE oid = 'tasks'::regclass AND option_name = 'fillfactor'
+"""
 
 Tell = Callable[[str, int, int], None]
 
@@ -75,6 +92,8 @@ def fill(url: str, *, finished: int, open_: int, dead: int, tell: Tell) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("INSERT INTO queues (name) VALUES (%s) ON CONFLICT DO NOTHING", (QUEUE,))
         [(until,)] = connection.execute("SELECT now() - interval '1 minute'").fetchall()
+        [(mark,)] = connection.execute(_MARK).fetchall()
+        connection.execute(f"ALTER TABLE tasks SET (fillfactor = {_FILLED})")
     numbers = {"finished": finished, "dead": dead, "until": until, "rows": finished + open_, "queue": QUEUE}
 
     def write(what: str, sql: str, first: int, last: int) -> None:
@@ -92,5 +111,6 @@ def fill(url: str, *, finished: int, open_: int, dead: int, tell: Tell) -> None:
         for writing in [threads.submit(tasks), threads.submit(write, "runs", _RUNS, 1, finished)]:
             writing.result()
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER TABLE tasks SET (fillfactor = {int(mark)})".encode())
         for statement in ("VACUUM (ANALYZE) tasks", "VACUUM (ANALYZE) task_runs", "CHECKPOINT"):
             connection.execute(statement)

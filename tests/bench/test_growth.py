@@ -42,6 +42,29 @@ def test_filled_rows_are_such_as_the_product_makes(postgres_url):
     assert (in_order, a_day, made, elsewhere, lonely) == (True, True, True, 0, 0)
 
 
+def test_new_tasks_go_behind_filled_rows_and_not_between_them(postgres_url):
+    """Where filled pages had room left, each new row would be alone on a page of its own."""
+    fill(postgres_url, finished=20_000, open_=0, dead=10, tell=lambda *_: None)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        block = "(ctid::text::point)[0]"
+        [(last,)] = connection.execute(f"SELECT max({block}) FROM tasks").fetchall()
+        connection.execute(
+            "INSERT INTO tasks (id, type) SELECT gen_random_uuid(), 'new' FROM generate_series(1, 500)"
+        )
+        [(first,)] = connection.execute(f"SELECT min({block}) FROM tasks WHERE type = 'new'").fetchall()
+        [(options,)] = connection.execute(
+            "SELECT reloptions FROM pg_class WHERE oid = 'tasks'::regclass"
+        ).fetchall()
+    assert first >= last
+    assert "fillfactor=60" in options
+
+
+def test_fewer_finished_tasks_than_dead_ones_are_refused(capsys):
+    assert main(["growth", "--finished", "5000"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--finished is 5,000, and 8,000 of these are to be dead" in line
+
+
 def test_a_table_in_steady_churn_has_not_grown():
     wave = [Shape(1000, dead, n, 500 + dead, 4000) for n, dead in enumerate((0, 100, 200, 0, 100, 200))]
     assert told_by(wave) == {

@@ -354,3 +354,12 @@ def test_progress_says_how_much_time_is_left(capsys, monkeypatch):
 def test_a_fault_without_its_target_is_refused_before_anything_runs(kind, target, error):
     with pytest.raises(repeats.StartError, match=error):
         planned(faults=[{"at_s": 1, "kind": kind, "target": target}])
+
+
+def test_scenarios_that_differ_in_repeats_are_refused_before_anything_runs(tmp_path, capsys):
+    names = []
+    for name, repeat in (("few", 2), ("many", 3)):
+        names.append(str(tmp_path / f"{name}.toml"))
+        Path(names[-1]).write_text(TINY.replace("repeats = 5", f"repeats = {repeat}"))
+    assert cli.main(["run", *names]) == 2
+    assert "these differ in repeats (few 2, many 3): give --repeats" in capsys.readouterr().err

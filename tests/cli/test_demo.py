@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -154,3 +155,15 @@ def test_an_ordinary_user_makes_the_demo_from_a_fresh_clone(server_dir):
 
     run("make", f"PYTHON={python}", ".venv/.ready")
     check(run(".venv/bin/scheduler", "demo", "--tasks", "400", "--workers", "2"), 400, 2)
+
+
+def test_a_demo_that_is_told_to_end_leaves_nothing(start, here):
+    """A job that is cancelled gets SIGTERM, and not the Ctrl-C of a person."""
+    running = start("demo", "--tasks", "5000", "--workers", "1", **here)
+    running.says(r".*5,000.*")
+    started = below(running.pid)
+    assert len(started) >= 2  # the API and the worker
+    running.signal(signal.SIGTERM)
+    assert running.ends() == 130
+    until(lambda: not any(map(alive, started)), within_s=10)
+    assert "Traceback" not in "\n".join(running.err)

@@ -170,6 +170,21 @@ def test_a_worker_that_does_not_start_again_is_tried_again_and_takes_nothing_wit
     assert stack.children == []
 
 
+def test_of_workers_that_are_started_together_all_serve_or_none_is_left(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").write_text(
+        "import os, time\nif os.environ['METRICS_ADDR'].endswith('1'):\n    time.sleep(60)\n1 / 0\n"
+    )
+    port = next(port for port in iter(free_port, None) if port % 10 == 9)  # the next one ends in 0, then 1
+    env = environment(**here | {"METRICS_ADDR": f"{HOST}:{port}"})
+    before = set(below(os.getpid()))
+    with Stack(env, tmp_path / "data", lambda _: None) as stack:
+        with pytest.raises(StartError, match="`scheduler worker` ended with exit code 2"):
+            stack.start_workers(2, args=["--app", "shop"])
+        assert stack.children == []
+        assert set(below(os.getpid())) <= before
+
+
 def test_without_its_servers_the_whole_ends(postgres_url, tmp_path):
     with Stack(environment(POSTGRES_URL=postgres_url), tmp_path, print) as stack:
         stack.start_servers()
