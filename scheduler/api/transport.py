@@ -1,7 +1,7 @@
 """The connection of an HTTP client: what an answer consists of leaves in one piece.
 
 uvicorn writes the head of an answer and its body one after the other, and uvloop sends each at once. Two
-packets cost both sides a system call more than one, which is a tenth of what a small request costs in all.
+packets cost both sides a system call more than one.
 """
 
 from __future__ import annotations
