@@ -103,7 +103,7 @@ def _judge(arena: Arena, book: Book, watch: Watch) -> Verdict:
         patience_s=_PATIENCE_S,
     )
     seen = [f"{id_} {what}" for id_, what in watch.wrong.items()]
-    ended = [f"{death.part} with code {death.code}" for death in arena.deaths]
+    ended = [f"{death.part} with code {death.code}, last words: {death.said}" for death in arena.deaths]
     return replace(
         verdict,
         checks=(

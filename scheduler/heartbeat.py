@@ -106,14 +106,19 @@ class Heartbeat:
         await store.close()
 
     async def step(self, store: Store) -> None:
-        """One beat: renew what is due, sign the registry, look for a stuck run."""
-        try:
-            await self._renew(store)
-        finally:
+        """One beat: renew what is due, sign the registry, look for a stuck run; none keeps another from its turn.
+
+        Raises:
+            Exception: what failed first.
+        """
+        failed: Exception | None = None
+        for part in (self._renew, self._sign, self._watch):
             try:
-                await self._sign(store)
-            finally:
-                await self._watch(store)
+                await part(store)
+            except Exception as error:  # noqa: BLE001 - raised below, once the others had their turn
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _renew(self, store: Store) -> None:
         now = clock.monotonic()

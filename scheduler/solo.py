@@ -154,7 +154,8 @@ class Solo:
         assert child.stdin is not None
         assert child.stdout is not None
         task = {name: getattr(lease, name) for name in _SENT}
-        with contextlib.suppress(OSError):
+        # It may have been ended just now. RuntimeError is how uvloop says that a pipe is closed.
+        with contextlib.suppress(OSError, RuntimeError):
             child.stdin.write(json.dumps({"task": task, "timeout_ms": timeout_ms}).encode() + b"\n")
             await child.stdin.drain()
         line = await child.stdout.readline()

@@ -50,6 +50,8 @@ EXIT_STUCK: Final = 70
 
 _IDLE_WAIT_S: Final = 1.0
 _STUCK_AFTER_S: Final = 2.0
+_MOMENT_S: Final = 0.25
+"""What a loop that may have stood still with all of its process gets to end its runs."""
 _LONGEST_PAUSE_S: Final = 1.0
 _CANCEL_S: Final = 0.5
 """How long a stopping worker waits for handlers that it has cancelled; what is left then is given back."""
@@ -93,7 +95,7 @@ class Worker:
         self._log = log.get("worker", worker=me.id)
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._broken: str | None = None
+        self._broken: asyncio.Task[None] | None = None
         metrics.know_types(registry.types())
         metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
 
@@ -165,7 +167,8 @@ class Worker:
             task.add_done_callback(self._on_end)
         await self._stopping.wait()
         if self._broken is not None:
-            raise RuntimeError(f"the worker's {self._broken} has ended")
+            why = None if self._broken.cancelled() else self._broken.exception()
+            raise RuntimeError(f"the worker's {self._broken.get_name()} has ended") from why
         self._log.info("stopping", running=self._slots.busy, held=len(self._held))
         await feeder
         await self._finish()
@@ -174,7 +177,7 @@ class Worker:
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """A task that is to run until the stop has ended."""
         if not self._stopping.is_set():
-            self._broken = task.get_name()
+            self._broken = task
             self._stopping.set()
 
     # Working
@@ -257,7 +260,12 @@ class Worker:
         What it held is settled first, through the thread's own store: the culprit as timed out, outcomes that
         were reached as they are, and the rest is given back.
         """
-        stuck = self._slots.unending(_STUCK_AFTER_S)
+        suspected = self._slots.unending(_STUCK_AFTER_S)
+        if not suspected:
+            return
+        # After a stop of the whole process this thread may be the first to go on.
+        await asyncio.sleep(_MOMENT_S)
+        stuck = [run for run in self._slots.unending(_STUCK_AFTER_S) if run in suspected]
         if not stuck:
             return
         now = clock.monotonic()

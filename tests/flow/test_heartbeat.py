@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -155,18 +155,10 @@ async def test_a_handler_whose_task_another_worker_has_is_cancelled(make_flow: M
     assert (flow.status(id_), flow.db.task(id_)["attempts"], flow.db.runs(id_)) == ("running", 7, [])
 
 
-@asynccontextmanager
-async def beating(flow: Flow):
-    """A heartbeat by itself, and what it says is lost."""
+def heartbeat(flow: Flow, lost: list[Lease], watch: Callable[[Store], Awaitable[None]]) -> Heartbeat:
     identity = WorkerIdentity("host:1:w1", "host", 1, ("default",), ("noop",), 4)
-    lost: list[Lease] = []
-    watched: list[Store] = []
     polled = clock.monotonic() - 5
-
-    async def watch(store: Store) -> None:
-        watched.append(store)
-
-    heart = Heartbeat(
+    return Heartbeat(
         flow.settings,
         flow.metrics,
         identity,
@@ -175,6 +167,18 @@ async def beating(flow: Flow):
         lost=lost.append,
         watch=watch,
     )
+
+
+@asynccontextmanager
+async def beating(flow: Flow):
+    """A heartbeat by itself, and what it says is lost."""
+    lost: list[Lease] = []
+    watched: list[Store] = []
+
+    async def watch(store: Store) -> None:
+        watched.append(store)
+
+    heart = heartbeat(flow, lost, watch)
     heart.start()
     try:
         yield lost, watched
@@ -191,6 +195,21 @@ async def test_a_beat_signs_the_registry_and_the_end_signs_off(flow: Flow):
         assert row["left"].total_seconds() < flow.settings.vis_timeout_ms / 1000
         await eventually(lambda: watched)
     assert flow.db.count("workers") == 0
+
+
+async def test_a_beat_that_is_dropped_halfway_does_nothing_more(flow: Flow):
+    """A coroutine that is collected must not await: its frames end with an error that hides why it was left."""
+
+    class Silent:
+        async def beat(self, *_: Any, **__: Any) -> None:
+            await asyncio.sleep(60)
+
+    async def watch(_: Store) -> None:
+        await asyncio.sleep(60)
+
+    beat = heartbeat(flow, [], watch).step(Silent())
+    beat.send(None)
+    beat.close()
 
 
 async def test_a_worker_that_cannot_renew_says_all_the_same_that_it_lives(make_flow: MakeFlow, monkeypatch):

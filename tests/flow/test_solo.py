@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 from fix_store import lease_of
 from waiting import eventually
 
@@ -107,6 +108,28 @@ async def test_a_process_that_does_not_start_is_no_loss_of_the_task(solo, monkey
     result = await here.run(suspect("noop"), LONG_MS)
     assert (result.kind, result.error) == ("interrupted", f"it was to run alone, and {why}")
     assert not here.started
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_process_can_be_ended_when_it_has_just_started(loop):
+    """A worker that stood still finds at once that the child is ready and that the lease is over."""
+
+    class Late(Solo):
+        async def _ready(self) -> asyncio.subprocess.Process:
+            child = await super()._ready()
+            self.end("lost")
+            await child.wait()
+            return child
+
+    async def late() -> str:
+        here = Late(None)
+        try:
+            return (await here.run(suspect("noop"), LONG_MS)).kind
+        finally:
+            await here.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(late()) == "lost"
 
 
 @pytest.mark.parametrize(("cause", "kind"), [("stopping", "interrupted"), ("lost", "lost")])

@@ -11,6 +11,7 @@ import pytest
 from fix_flow import Flow, MakeFlow
 from waiting import eventually
 
+from scheduler import clock
 from scheduler.store import Store
 
 QUICK = {"VIS_TIMEOUT_MS": 800, "RETRY_BASE_MS": 60_000, "RETRY_MAX_MS": 60_000}
@@ -147,3 +148,26 @@ async def test_what_was_granted_to_a_claim_that_nobody_will_read_is_given_back(
         await store.close()
     assert set(left) == {70}
     assert (flow.db.outcomes(culprit), flow.db.outcomes(neighbour)) == (["timed_out"], ["released"])
+
+
+async def test_a_run_that_was_overdue_because_all_of_the_process_stood_still_is_no_reason_to_leave(
+    flow: Flow, left: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """As after SIGSTOP and SIGCONT, when the heartbeat's thread happens to go on first."""
+    stood_s, now = 0.0, clock.monotonic
+    monkeypatch.setattr(clock, "monotonic", lambda: now() + stood_s)
+    looks: list[threading.Thread] = []
+    task = await flow.enqueue("waits", timeout_ms=1000)
+    async with flow.worker() as worker:
+        await flow.becomes(task, "running")
+
+        def go_on() -> None:
+            nonlocal stood_s
+            stood_s = 5.0
+            looks.append(threading.Thread(target=lambda: asyncio.run(worker._end_if_stuck(None))))
+            looks[0].start()
+            time.sleep(0.1)  # it looks before anything here can
+
+        asyncio.get_running_loop().call_soon(go_on)
+        await eventually(lambda: looks and not looks[0].is_alive())
+    assert left == []

@@ -14,7 +14,7 @@ from typing import Any, Final
 from simulation.loop import PROCESS, Process, SeededLoop
 from simulation.network import Network, Remote, RemoteIndex
 
-from scheduler import clock
+from scheduler import clock, log
 from scheduler.config import Settings
 from scheduler.enqueue import Enqueuer
 from scheduler.errors import StoreError
@@ -54,7 +54,11 @@ class Api(Program):
 
 
 class WorkerProgram(Program):
-    """A worker: its main thread, its heartbeat, and a child for suspects."""
+    """A worker: its main thread, its heartbeat, and a child for suspects.
+
+    Attributes:
+        blocked: Whether its main thread has stood still while its heartbeat went on.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class WorkerProgram(Program):
         self.registry = registry
         self.work = work
         self.worker: Worker | None = None
+        self.blocked = False
         self.running = self.main.spawn(self._run(settings))
 
     async def _run(self, settings: Settings) -> None:
@@ -95,7 +100,9 @@ def identity(settings: Settings, registry: Registry) -> WorkerIdentity:
 
 
 def leave(_code: int) -> None:
-    """In place of `os._exit`."""
+    """In place of `os._exit`. No handler here is without an end, so only a blocked loop is a reason."""
+    if not program().blocked:
+        log.get("simulation").error("left without a reason")
     program().kill()
     raise asyncio.CancelledError
 

@@ -268,10 +268,11 @@ class World:
 
     def _stall(self) -> None:
         if worker := self._a_worker():
-            self._stop_for(1.1, 2, worker)
+            self._stop_for(1.1, 2.8, worker)
 
     def _block(self) -> None:
         if worker := self._a_worker():
+            worker.blocked = True
             self._stop_for(0.2, 2.5, worker.main)
 
     def _stop_for(self, low_s: float, high_s: float, process: Process) -> None:
