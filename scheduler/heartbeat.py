@@ -106,7 +106,7 @@ class Heartbeat:
         await store.close()
 
     async def step(self, store: Store) -> None:
-        """One beat: renew what is due, sign the registry, look for a stuck run; none keeps another from its turn.
+        """One beat: renew what is due, sign the registry, look for a stuck run; each has its turn.
 
         Raises:
             Exception: what failed first.

@@ -198,7 +198,7 @@ async def test_a_beat_signs_the_registry_and_the_end_signs_off(flow: Flow):
 
 
 async def test_a_beat_that_is_dropped_halfway_does_nothing_more(flow: Flow):
-    """A coroutine that is collected must not await: its frames end with an error that hides why it was left."""
+    """A coroutine that is collected must not await: that is an error, and would be told as the loop's."""
 
     class Silent:
         async def beat(self, *_: Any, **__: Any) -> None:
