@@ -88,8 +88,11 @@ class Lineup:
         """The drains, with pgbench."""
         sixteen = "pgbench, 16 clients, one INSERT a commit"
         rate = partial(pgbench, self.me.postgres_url, effort.pgbench_s)
+        burst = partial(ours.burst, self.me, effort.tasks)
+        fast = self._ours(_told(ours.FAST), partial(burst, ours.FAST_WORKERS, ours.FAST), ours.FAST_WORKERS)
         entries = {
-            ours.NAME: self._ours("its defaults", partial(ours.burst, self.me, effort.tasks)),
+            ours.NAME: self._ours("its defaults", partial(burst, ours.WORKERS, {})),
+            **({f"{ours.NAME}-fast": fast} if effort.setups is None else {}),
             "pgbench": Entry("pgbench", sixteen, "Postgres, fsync", lambda: {"rate": rate()}),
         }
         for entrant in self.entrants:
@@ -113,16 +116,15 @@ class Lineup:
     def kills(self, effort: Effort) -> Entries:
         """The deaths of workers."""
         n, patience_s = effort.killed, effort.patience_s
-        told = ", ".join(f"{name}={value}" for name, value in ours.SAFE.items())
         arm: Arm = partial(ours.kill, self.me, self.marks, n, patience_s)
-        entries = {f"{ours.NAME}-kill": self._ours(told, arm)}
+        entries = {f"{ours.NAME}-kill": self._ours(_told(ours.SAFE), arm)}
         for entrant in self.entrants:
             arm = partial(contest.kill, entrant, n, patience_s)
             entries[f"{entrant.peer.name}-kill"] = self._entry(entrant.peer, entrant.peer.safe.told, arm)
         return entries
 
-    def _ours(self, settings: str, arm: Arm) -> Entry:
-        return Entry(ours.NAME, f"Scheduler, {ours.WORKERS} × {SLOTS}, {settings}", _KEPT, arm)
+    def _ours(self, settings: str, arm: Arm, workers: int = ours.WORKERS) -> Entry:
+        return Entry(ours.NAME, f"Scheduler, {workers} × {SLOTS}, {settings}", _KEPT, arm)
 
     def _entry(self, peer: Peer, told: str, arm: Arm) -> Entry:
         return Entry(peer.name, f"{peer.title}, {told}", peer.durability, self.attempt(peer.name, arm))
@@ -140,6 +142,10 @@ class Lineup:
                 return {}
 
         return attempted
+
+
+def _told(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def present(entries: Entries, rounds: Sequence[Round]) -> Entries:

@@ -16,6 +16,8 @@ from bench.stats import spread
 
 BOUNDS: Final = {"pgqueuer": (1.5, 3.0), "dramatiq": (2.0, 4.0)}
 """By peer: what our rate must be of its, and what it should be."""
+BOUND_TO: Final = {"pgqueuer": ("pgqueuer-3x100", "pgqueuer-2x100")}
+"""The setups that the bound of a peer was set for, where they are not all."""
 JUST: Final = 0.8
 """What a peer's rate by pgbench's must come to of what it was when first measured, or its setup is unfair."""
 
@@ -124,13 +126,16 @@ class Standings:
 
 
 def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collection[str] = ()) -> list[Row]:
-    """Ours against each peer at its best, and each peer at its best against pgbench.
+    """Ours at its best against each peer at its best, and each peer at its best against pgbench.
+
+    Where a peer's bound was set for some of its setups, the best of these comes first.
 
     Args:
-        rounds: `ours.rate`, `pgbench.rate` and the rates of the setups.
-        peer_of: The peer of each setup.
+        rounds: The rates of our setups, `pgbench.rate` and the rates of the peers' setups.
+        peer_of: Whose each setup is.
         absent: Peers that were asked for and could not be measured.
     """
+    us = best_of(rounds, [setup for setup in peer_of if peer_of[setup] == ours.NAME])
     rows = []
     for peer in PEERS:
         setups = [setup for setup in peer_of if peer_of[setup] == peer.name]
@@ -138,37 +143,35 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
         if peer.name in absent and must is not None:
             # Whoever lacks one of its setups may lack its best.
             what = f"noops drained, against {peer.title}, which was not measured whole"
-            limit = Limit(peer.name, "peers", what, "/s", f"{ours.NAME}.rate", peer.name, must, aim)
+            limit = Limit(peer.name, "peers", what, "/s", f"{us}.rate", peer.name, must, aim)
             rows.append(Row.missing(limit))
             continue
         if not setups:
             continue
-        best, just = best_of(rounds, setups), round(JUST * peer.before, 3)
-        itself = f"{best} against pgbench; {peer.before:.2f} when first measured"
-        limits = (
-            Limit(
-                peer.name,
-                "peers",
-                f"noops drained, against {best}",
-                "/s",
-                f"{ours.NAME}.rate",
-                f"{best}.rate",
-                must,
-                aim,
-            ),
+        meant = [setup for setup in setups if setup in BOUND_TO.get(peer.name, ())] or setups
+        best, just = best_of(rounds, meant), round(JUST * peer.before, 3)
+        limits = [
+            _against(us, best, peer.name, must, aim),
             Limit(
                 f"{peer.name}-itself",
                 "peers",
-                itself,
+                f"{best} against pgbench; {peer.before:.2f} when first measured",
                 "/s",
                 f"{best}.rate",
                 "pgbench.rate",
                 must=just if must is not None else None,
                 aim=just,
             ),
-        )
+        ]
+        if (fastest := best_of(rounds, setups)) != best:
+            limits.append(_against(us, fastest, f"{peer.name}-fastest"))
         rows += [Row.of(limit, rounds) for limit in limits]
     return rows
+
+
+def _against(us: str, setup: str, name: str, must: float | None = None, aim: float | None = None) -> Limit:
+    what = f"noops drained by {us}, against {setup}"
+    return Limit(name, "peers", what, "/s", f"{us}.rate", f"{setup}.rate", must, aim)
 
 
 def best_of(rounds: Sequence[Round], names: Sequence[str]) -> str:

@@ -226,7 +226,7 @@ class Settings:
         "WORKER_QUEUES", "default", "Queues that a worker serves, separated by commas.", _names
     )
     lease_batch_size: int = var(
-        "LEASE_BATCH_SIZE", "250", "Most tasks that a worker leases at once.", _int(1, 1000)
+        "LEASE_BATCH_SIZE", "500", "Most tasks that a worker leases at once.", _int(1, 1000)
     )
     lease_ahead_ms: int = var(
         "LEASE_AHEAD_MS",

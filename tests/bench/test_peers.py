@@ -16,6 +16,7 @@ import pytest
 from fix_process import alive, until
 
 from bench import contest, marks, peer, peers, record
+from bench import standings as tables
 from bench.cli import main
 from bench.known_peers import PEERS
 from bench.lineup import Entry, Lineup, gathered, present
@@ -23,7 +24,7 @@ from bench.marks import Mark
 from bench.peer import APPS, Entrant, Peer, Setup
 from bench.peer_stores import Counted, total
 from bench.rows import AIM_MISSED, MUST_MISSED, OK
-from bench.standings import Standings, best_of, drained, judged, lost, waited
+from bench.standings import BOUND_TO, Standings, best_of, drained, judged, lost, waited
 from bench.stats import middle_rate
 from scheduler.embedded import Redis
 from scheduler.errors import StartError
@@ -76,7 +77,7 @@ program.main(client, serve=serve)
 """
 """A queue that forgets what it has popped."""
 
-PEER_OF = {"fast": "pgqueuer", "slow": "pgqueuer", "threads": "dramatiq"}
+PEER_OF = {"ours": "ours", "fast": "pgqueuer", "slow": "pgqueuer", "threads": "dramatiq"}
 
 
 def rounds(ours: float, fast: float, threads: float) -> list[dict[str, float]]:
@@ -102,8 +103,8 @@ def standings(ours: float, absent: Mapping[str, str] | None = None) -> Standings
     """A contest of ours, pgbench, and those of PEER_OF who are not absent."""
     absent = absent or {}
     here = {setup: name for setup, name in PEER_OF.items() if name not in absent}
-    entries = {name: Entry(here.get(name, name), name, "a log", dict) for name in ("ours", "pgbench", *here)}
-    waits = {f"{name}-pace.{p}": 2.5 for name in ("ours", *here) for p in ("p50", "p95", "p99")}
+    entries = {name: Entry(here.get(name, name), name, "a log", dict) for name in ("pgbench", *here)}
+    waits = {f"{name}-pace.{p}": 2.5 for name in here for p in ("p50", "p95", "p99")}
     toll = dict.fromkeys(("held", "again", "lost", "twice", "last_s"), 1.0)
     return Standings(
         versions=dict.fromkeys({*here.values()}, "1.0"),
@@ -150,6 +151,28 @@ def test_we_are_judged_by_the_pairs_of_each_round(ours, verdicts):
     rows = judged(rounds(ours, 9_000, 6_000), PEER_OF)
     assert [row.verdict for row in rows] == verdicts
     assert rows[0].figure == pytest.approx(ours / 9_000)
+
+
+def test_our_best_setup_stands_for_us():
+    found = [each | {"ours-fast.rate": 1.5 * each["ours.rate"]} for each in rounds(20_000, 9_000, 6_000)]
+    rows = judged(found, PEER_OF | {"ours-fast": "ours"})
+    assert [row.verdict for row in rows] == [OK] * 4
+    assert rows[0].limit.title == "noops drained by ours-fast, against fast"
+    assert rows[0].figure == pytest.approx(30_000 / 9_000)
+
+
+def test_a_bound_is_judged_by_the_setups_it_was_set_for_and_the_fastest_is_told(monkeypatch):
+    monkeypatch.setattr(tables, "BOUND_TO", {"pgqueuer": ("slow",)})
+    rows = {row.limit.name: row for row in judged(rounds(9_000, 9_000, 3_000), PEER_OF)}
+    assert rows["pgqueuer"].limit.against == rows["pgqueuer-itself"].limit.of == "slow.rate"
+    assert rows["pgqueuer-fastest"].limit.against == "fast.rate"
+    assert (rows["pgqueuer-fastest"].figure, rows["pgqueuer-fastest"].limit.must) == (1.0, None)
+    assert "dramatiq-fastest" not in rows
+
+
+def test_every_setup_that_a_bound_was_set_for_is_measured():
+    setups = {peer.name: {setup.name for setup in peer.setups} for peer in PEERS}
+    assert all(setups[name].issuperset(meant) for name, meant in BOUND_TO.items())
 
 
 def test_a_setup_that_does_a_peer_no_justice_is_seen():
