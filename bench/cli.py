@@ -41,7 +41,7 @@ _COMMANDS: Final = {
         "bench.ratios",
         "the batch path against batches of one, pgbench and single requests, in one run",
     ),
-    "peers": ("bench.peers", "the same work by ten other task queues, each at its best settings"),
+    "peers": ("bench.peers", "the same work by ten other task queues, each in several setups"),
     "growth": ("bench.growth", "the same rates with ten million finished tasks in the tables?"),
     "cost": ("bench.cost", "what a task costs in commands, statements, log and CPU"),
     "notebooks": ("bench.notebooks", "execute the notebooks"),
@@ -65,7 +65,8 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise StartError(
-            f"this command needs {error.name}: run `pip install 'scheduler[embedded,bench,notebooks]'`"
+            f"this command needs {error.name}: run `pip install -e '.[embedded,bench,notebooks]'`"
+            " in the project's folder"
         ) from None
 
 

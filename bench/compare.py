@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--planted", type=percent, metavar="PERCENT", help="how surely would A's controls tell such a change?"
     )
-    parser.add_argument("--repeats", type=count, default=12, help="blocks of --commits and --planted (12)")
+    parser.add_argument("--repeats", type=count, default=24, help="blocks of --commits and --planted (24)")
     parser.add_argument("--out", type=Path, help="write a record of the comparison here")
 
 

@@ -45,7 +45,7 @@ class Effort:
         killed: Tasks of a kill.
         patience_s: How long is waited for what a killed worker held.
         pgbench_s: How long pgbench runs.
-        setups: How many setups of each peer are measured; None: all.
+        setups: How many setups of each are measured, ours included; None: all.
     """
 
     tasks: int = 20_000

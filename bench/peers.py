@@ -1,8 +1,9 @@
-"""The command `peers`: the same work by other queues, each at its best settings, in turns with ours.
+"""The command `peers`: the same work by other queues, each in several setups, in turns with ours.
 
     burst    noops that wait already are drained: workers are ready and frozen, the noops are enqueued, the
              workers are thawed; the rate is that between 5 % and 95 % of the completions, as each has them
-             in its own store. A peer is measured in several setups; the best median stands for it
+             in its own store. The fastest setup of each stands for it, ours included; a bound that was set
+             for some setups of a peer is judged by these (`standings.BOUND_TO`)
     pace     50 tasks a second, at intended times, to idle workers: from when one was due until it began
     kill     tasks of 200 ms; when 30 % are done, the busiest third of the workers is killed with `kill -9`
 

@@ -35,6 +35,9 @@ A slow peer is given fewer noops to drain. The rate in the middle of a drain doe
 A killed worker is to be noticed after 5 s. Some peers have no other way than a limit on how long a task may
 take, which would be longer in earnest; ours and those with a heartbeat need no such limit.
 
+Bursts are told of the faster of our two setups; waits and kills are those of three workers with their default
+batches. A worker of ours-fast holds up to a thousand tasks more, and takes them with it when it dies.
+
 All of it shares the cores of one machine: workers, servers and the observer."""
 
 
@@ -101,7 +104,7 @@ class Standings:
             yield f"{RATE} tasks a second, from when one was due until it began, medians of the rounds:"
             yield waited(self.rounds, self.paces)
         if self.kills:
-            yield f"`kill -9` of the busiest third of the workers, amid tasks of {TASK_MS} ms:"
+            yield f"`kill -9` of the busiest third of the workers, once, amid tasks of {TASK_MS} ms:"
             yield lost(self.deaths, self.kills, self.patience_s)
         yield from (f"Not measured: {name}. {why}" for name, why in self.absent.items())
         yield from self.caveats
@@ -126,9 +129,9 @@ class Standings:
 
 
 def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collection[str] = ()) -> list[Row]:
-    """Ours at its best against each peer at its best, and each peer at its best against pgbench.
+    """Ours at its best against the hardest setup of each peer, and that one against pgbench.
 
-    Where a peer's bound was set for some of its setups, the best of these comes first.
+    Where a peer's bound was set for some of its setups, the hardest of these comes first.
 
     Args:
         rounds: The rates of our setups, `pgbench.rate` and the rates of the peers' setups.
@@ -149,7 +152,7 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
         if not setups:
             continue
         meant = [setup for setup in setups if setup in BOUND_TO.get(peer.name, ())] or setups
-        best, just = best_of(rounds, meant), round(JUST * peer.before, 3)
+        best, just = _hardest(rounds, us, meant), round(JUST * peer.before, 3)
         limits = [
             _against(us, best, peer.name, must, aim),
             Limit(
@@ -163,7 +166,7 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
                 aim=just,
             ),
         ]
-        if (fastest := best_of(rounds, setups)) != best:
+        if (fastest := _hardest(rounds, us, setups)) != best:
             limits.append(_against(us, fastest, f"{peer.name}-fastest"))
         rows += [Row.of(limit, rounds) for limit in limits]
     return rows
@@ -172,6 +175,11 @@ def judged(rounds: Sequence[Round], peer_of: Mapping[str, str], absent: Collecti
 def _against(us: str, setup: str, name: str, must: float | None = None, aim: float | None = None) -> Limit:
     what = f"noops drained by {us}, against {setup}"
     return Limit(name, "peers", what, "/s", f"{us}.rate", f"{setup}.rate", must, aim)
+
+
+def _hardest(rounds: Sequence[Round], us: str, setups: Sequence[str]) -> str:
+    """The setup against which we look worst, by the same ratio that is judged."""
+    return min(setups, key=lambda setup: Row.of(_against(us, setup, setup), rounds).figure)
 
 
 def best_of(rounds: Sequence[Round], names: Sequence[str]) -> str:

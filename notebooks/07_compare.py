@@ -2,7 +2,7 @@
 # # Comparing A and B
 #
 # Is B faster or dearer than A, or can nobody tell? A is a fleet as it comes. B differs in one setting:
-# LEASE_BATCH_SIZE is 4 instead of 250, so that a worker asks for few tasks at a time. Both drain the same
+# LEASE_BATCH_SIZE is 4 instead of 500, so that a worker asks for few tasks at a time. Both drain the same
 # noops. In each block A, B, and A once more (the control) have their turns in an order that is drawn, with
 # the same seed, each on new servers.
 #
@@ -31,7 +31,7 @@ from bench.repeats import Record
 plots.use_style()
 
 # %%
-tasks, blocks = {"ci": (600, 1), "full": (5_000, 12)}[profile]
+tasks, blocks = {"ci": (600, 1), "full": (5_000, 24)}[profile]
 
 a = scenario.parse(
     {

@@ -208,5 +208,6 @@ def _bench(module: str) -> Any:
         return importlib.import_module(f"bench.{module}")
     except ModuleNotFoundError as error:
         raise StartError(
-            f"this command needs {error.name}: run `pip install 'scheduler[embedded,bench]'`"
+            f"this command needs {error.name}: run `pip install -e '.[embedded,bench]'`"
+            " in the project's folder"
         ) from None

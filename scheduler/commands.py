@@ -146,8 +146,10 @@ async def _worker(settings: Settings, app: str | None) -> int:
             await me.run()
         except BaseException as error:  # noqa: BLE001 - a handler may have cancelled us, or stopped the loop
             # Not to be raised: a loop that closes waits for every task, and some of them will not end.
-            log.get("worker").error("the worker is broken; leaving", exc_info=error)
-            os._exit(EXIT_STUCK)
+            try:
+                log.get("worker").error("the worker is broken; leaving", exc_info=error)
+            finally:
+                os._exit(EXIT_STUCK)
     if me.leftover:
         os._exit(0)  # the interpreter would wait for these threads, perhaps for ever
     return 0

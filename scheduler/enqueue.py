@@ -131,8 +131,8 @@ class Enqueuer:
             try:
                 await self._commit(units)
             except Exception as error:  # noqa: BLE001 - a defect must answer its requests and not end the flusher
-                self._log.error("commit failed", exc_info=error)
                 _fail(units, StoreError("the commit failed; the server's log says why"))
+                self._log.error("commit failed", exc_info=error)
             finally:
                 old.cancel()
                 self._in_flight -= size

@@ -141,21 +141,21 @@ class Heartbeat:
     async def _kept(self, store: Store, leases: Sequence[Lease]) -> tuple[set[str], set[str]]:
         """The ids of those that are ours still and renewed, and of those whose rows somebody else has locked.
 
-        One that is locked must not cost the others their leases: it is found by halving.
+        Those that are locked must not cost the others their leases.
         """
-        if not leases:
-            return set(), set()
         try:
-            renewal = store.renew(leases, vis_ms=self._settings.vis_timeout_ms)
-            return await failpoints.through("heartbeat.renew", renewal), set()
+            return await self._renewed(store, leases), set()
         except StoreBusy as error:
-            if len(leases) == 1:
-                self._log.warning("a lease cannot be renewed", task=leases[0].id, error=str(error))
-                return set(), {leases[0].id}
-        middle = len(leases) // 2
-        kept, busy = await self._kept(store, leases[:middle])
-        more, others = await self._kept(store, leases[middle:])
-        return kept | more, busy | others
+            locked = await store.locked([lease.id for lease in leases])
+            self._log.warning("leases cannot be renewed", tasks=sorted(locked), error=str(error))
+        free = [lease for lease in leases if lease.id not in locked]
+        return await self._renewed(store, free), locked
+
+    async def _renewed(self, store: Store, leases: Sequence[Lease]) -> set[str]:
+        if not leases:
+            return set()
+        renewal = store.renew(leases, vis_ms=self._settings.vis_timeout_ms)
+        return await failpoints.through("heartbeat.renew", renewal)
 
     async def _sign(self, store: Store) -> None:
         pulse = self._pulse()

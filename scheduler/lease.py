@@ -16,7 +16,7 @@ from typing import Final
 
 from scheduler import clock, failpoints, log
 from scheduler.config import Settings
-from scheduler.errors import QueueError, StoreBusy, StoreUnavailable
+from scheduler.errors import QueueError, StoreBusy, StoreError, StoreUnavailable
 from scheduler.fairness import Policy
 from scheduler.held import Claim, Held
 from scheduler.metrics import Metrics
@@ -118,14 +118,11 @@ class Lessor:
                     ),
                 )
             except StoreBusy as error:
-                # Somebody else has locked a row: the others need not wait for it, and it is the reaper's.
-                if len(ids) == 1:
-                    self._log.warning("a task cannot be claimed", task=ids[0], error=str(error))
+                # Somebody else has locked rows: the others need not wait for them, and they are the reaper's.
+                ids = await self._unlocked(ids, error)
+                claim.sent = clock.monotonic()
+                if not ids or claim.sent >= over:
                     return [], []
-                middle = len(ids) // 2
-                leases, refusals = await self._answer(claim, ids[:middle], most)
-                more, others = await self._answer(claim, ids[middle:], most)
-                return leases + more, refusals + others
             except StoreUnavailable as error:
                 if claim.sent + pause >= over:
                     self._log.warning(
@@ -135,6 +132,14 @@ class Lessor:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 claim.sent = clock.monotonic()
+
+    async def _unlocked(self, ids: Sequence[str], error: StoreBusy) -> Sequence[str]:
+        try:
+            locked = await self._store.locked(ids)
+        except StoreError:
+            return ids  # it is more than rows that is locked, or Postgres is away: the claim finds out
+        self._log.warning("tasks cannot be claimed", tasks=sorted(locked), error=str(error))
+        return [id_ for id_ in ids if id_ not in locked]
 
     async def _put_right(self, shard: Shard, refusals: Sequence[Refusal], token: str) -> None:
         for reason, n in Counter(r.reason for r in refusals).items():

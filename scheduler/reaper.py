@@ -53,9 +53,17 @@ class Reaper:
         try:
             reap = self._store.reap(ids, max_losses=self._max_losses)
             reaped = await failpoints.through("reap.commit", reap)
-        except StoreError as error:
-            if isinstance(error, StoreUnavailable) and not isinstance(error, StoreBusy):
+        except StoreBusy as error:
+            locked = await self._store.locked(ids)
+            if not locked:
                 raise
+            await self._put_off(shard, [one for one in expired if one[0] in locked], error)
+            if others := [one for one in expired if one[0] not in locked]:
+                await self._reap(shard, others)
+            return
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
             await self._reap_halves(shard, expired, error)
             return
         self._count(reaped)
@@ -64,16 +72,19 @@ class Reaper:
         await failpoints.through("reap.place", shard.place(moves))
 
     async def _reap_halves(self, shard: Shard, expired: Sequence[tuple[str, str]], error: StoreError) -> None:
-        """Find the one row that is refused or locked, and put it off: the page must not fail for ever."""
+        """Find the one row that is refused, and put it off: the page must not fail for ever."""
         if len(expired) > 1:
             middle = len(expired) // 2
             await self._reap(shard, expired[:middle])
             await self._reap(shard, expired[middle:])
             return
-        ((id_, token),) = expired
-        self._log.error("a lease cannot be reaped; put off", task=id_, error=str(error))
-        put_off = Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token)
-        await failpoints.through("reap.put_off", shard.place([put_off]))
+        await self._put_off(shard, expired, error)
+
+    async def _put_off(self, shard: Shard, leases: Sequence[tuple[str, str]], error: StoreError) -> None:
+        tasks = [id_ for id_, _ in leases]
+        self._log.error("leases cannot be reaped; put off", tasks=tasks, error=str(error))
+        moves = [Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token) for id_, token in leases]
+        await failpoints.through("reap.put_off", shard.place(moves))
 
     def _count(self, reaped: Sequence[Reaped]) -> None:
         lost = [r for r in reaped if r.lost]

@@ -8,6 +8,7 @@ back soon: half as many statements cost half as much. Nothing is acknowledged be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
@@ -185,32 +186,43 @@ class Settler:
     async def _record(self, batch: Sequence[Settlement]) -> list[Settlement]:
         """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go.
 
-        What has no answer may have been too much at once, so it is sent again in smaller parts.
+        What has no answer may have been too much at once, so it is sent again in smaller parts. Outcomes
+        whose rows somebody else has locked come last.
         """
         stand: list[Settlement] = []
         left, size, pause = list(batch), len(batch), _PAUSE_S
-        while left:
-            part = left[:size]
+        last: list[Settlement] = []
+        while left or last:
+            if not left:
+                left, last = last, []
+            part, rest = left[:size], left[size:]
             try:
                 point = "release" if all(s.outcome == "released" for s in part) else "settle"
                 settled = await failpoints.through(
                     f"{point}.commit", self._store.settle(part, worker=self._worker)
                 )
+            except StoreBusy as error:
+                locked = await self._locked(part)
+                last = self._still_leased([*last, *(s for s in part if s.lease.id in locked)], error)
+                left = self._still_leased([*(s for s in part if s.lease.id not in locked), *rest], error)
             except StoreUnavailable as error:
-                if isinstance(error, StoreBusy):  # the others need not wait behind whose row is locked
-                    left = left[len(part) :] + part
-                left = self._still_leased(left, error)
+                left, last = self._still_leased(left, error), self._still_leased(last, error)
                 size = max(1, min(size, len(left)) // 2)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             except StoreError as error:
                 stand += await self._record_halves(part, error)
-                left = left[len(part) :]
+                left = rest
             else:
                 self._count(part, settled)
                 stand += [s for s in part if s.lease.id in settled]
-                left, size, pause = left[len(part) :], 2 * size, _PAUSE_S
+                left, size, pause = rest, 2 * size, _PAUSE_S
         return stand
+
+    async def _locked(self, batch: Sequence[Settlement]) -> set[str]:
+        with contextlib.suppress(StoreError):
+            return await self._store.locked([s.lease.id for s in batch])
+        return set()
 
     def _still_leased(self, batch: Sequence[Settlement], error: StoreUnavailable) -> list[Settlement]:
         now = clock.monotonic()

@@ -200,7 +200,8 @@ class Slots:
         only the run that the loop is in counts. If it is in none of them but in a task that some handler has
         started, nobody knows which: then the time of all of them must be up.
         """
-        now, runs = clock.monotonic(), list(self._running.copy().values())
+        now = clock.monotonic()
+        runs = [r for r in self._running.copy().values() if not r.lease.ended]  # others were given back
         if now - self._turned <= _BLOCKED_S:
             since = self._turns_since
             return [r for r in runs if now - max(r.context.deadline, since) > overdue_s]
@@ -337,9 +338,13 @@ class Slots:
 
         Give back the buffer if every slot is taken and none has come free for a while, and so with the lanes.
         """
+        now = clock.monotonic()
         while True:
+            before = now
             await asyncio.sleep(_WATCH_S)
             now = self._turn()
+            if now - before > _BLOCKED_S:
+                continue  # what has ended meanwhile may have been in time, and is to be heard first
             if self._buffer and self._stuck():
                 self._give_back(self.take_back(), 0)
             self._put_off()

@@ -6,7 +6,7 @@ pays, alone. (What an earlier one has left behind in the child is not told apart
 cannot be ended is ended with its process.
 
 This module is both ends: `Solo` in the worker, and `main` in the child, which says that it is ready and then
-serves one task a line until its input ends.
+serves one task a line until its input ends: it says that it has begun, and then what came of it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,27 @@ _READY: Final = b"ready\n"
 _START_S: Final = 30.0
 """How long it may take until then. That is no part of a task's time, and no fault of the task."""
 
+_BEGUN: Final = b"begun\n"
+"""What it says once it has a task, just before it runs it."""
+
+_BURY_S: Final = 5.0
+"""How long the end of a child is waited for that was killed. Something else may have taken its exit code."""
+
 _PAUSE_S: Final = 1.0
 """How long a task is kept that no child was there for: given back at once, it would come back at once."""
 
 _SENT: Final = tuple(field.name for field in fields(Lease) if field.default is MISSING)
 """What the claim said of a task. The rest of a lease is the worker's own."""
+
+
+def forget_signals_in_forks() -> None:
+    """What a handler forks is ended by SIGTERM and SIGINT like any process, and not asked to stop."""
+
+    def forget() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(after_in_child=forget)
 
 
 class Solo:
@@ -72,6 +88,7 @@ class Solo:
         waited = clock.monotonic()
         try:
             child = await self._ready()
+            await self._hand_over(child, lease, timeout_ms)
         except StartError as error:
             if self._cause is None:
                 self._log.warning("cannot run a suspect", task=lease.id, error=str(error))
@@ -82,7 +99,7 @@ class Solo:
         self.began = started = clock.monotonic()
         ends = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.end, "timed_out")
         try:
-            answer = await self._ask(child, lease, timeout_ms)
+            answer = await self._answer(child)
         finally:
             ends.cancel()
             self.began = math.inf
@@ -90,7 +107,11 @@ class Solo:
         run_us = round((clock.monotonic() - started) * 1e6)
         self._log.info("ran alone", task=lease.id, waited_s=round(started - waited, 3), died=answer is None)
         cause = self._cause
-        if answer is not None and cause is None:
+        # A worker that stood still finds an answer that came in time and the time's end at once.
+        in_time = answer is not None and (answer["run_us"] or 0) <= timeout_ms * 1000
+        if answer is not None and (cause is None or (cause == "timed_out" and in_time)):
+            if cause is not None:
+                await self._bury()
             return Result(answer["kind"], answer["error"], answer["after_ms"], wait_us, answer["run_us"])
         code = await self._bury()
         if cause is None:
@@ -105,8 +126,8 @@ class Solo:
     def end(self, cause: Cause) -> None:
         """End the run in progress with its process. The first cause stands."""
         self._cause = self._cause or cause
-        if self._child is not None and self._child.returncode is None:
-            self._child.kill()
+        if self._child is not None:
+            _kill(self._child)
 
     def _forget_cause(self) -> None:
         self._cause = None
@@ -134,11 +155,11 @@ class Solo:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LONGEST_LINE,
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: uvloop, while another loop starts one
             raise StartError(f"no process could be started: {error}") from None
         assert child.stdout is not None
         if self._cause is not None:  # we were told to end it while there was nothing to be ended
-            child.kill()
+            _kill(child)
         try:
             line = await asyncio.wait_for(child.stdout.readline(), _START_S)
         except TimeoutError:
@@ -148,9 +169,12 @@ class Solo:
             raise StartError(f"its process {_death(await self._bury())} before it was ready")
         return child
 
-    async def _ask(
-        self, child: asyncio.subprocess.Process, lease: Lease, timeout_ms: int
-    ) -> dict[str, Any] | None:
+    async def _hand_over(self, child: asyncio.subprocess.Process, lease: Lease, timeout_ms: int) -> None:
+        """Give the child a task.
+
+        Raises:
+            StartError: it has ended, or said nothing in time, before it had begun: not the task's doing.
+        """
         assert child.stdin is not None
         assert child.stdout is not None
         task = {name: getattr(lease, name) for name in _SENT}
@@ -158,10 +182,21 @@ class Solo:
         with contextlib.suppress(OSError, RuntimeError):
             child.stdin.write(json.dumps({"task": task, "timeout_ms": timeout_ms}).encode() + b"\n")
             await child.stdin.drain()
+        try:
+            line = await asyncio.wait_for(child.stdout.readline(), _START_S)
+        except TimeoutError:
+            line = b""
+        if line != _BEGUN:
+            raise StartError(f"its process {_death(await self._bury())} before it had begun")
+
+    async def _answer(self, child: asyncio.subprocess.Process) -> dict[str, Any] | None:
+        """What the child says of the task that it has begun; None if it dies of it."""
+        assert child.stdout is not None
         line = await child.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
-    async def _bury(self) -> int:
+    async def _bury(self) -> int | None:
+        """The exit code of the child, which is ended if it does not end; None if nobody knows it."""
         child, self._child = self._child, None
         if child is None:
             return 0
@@ -169,12 +204,23 @@ class Solo:
             # A child whose output has ended is about to die of its own cause, which we want to know.
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(child.wait(), 1.0)
-        with contextlib.suppress(ProcessLookupError):
+        _kill(child)
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(child.wait(), _BURY_S)
+        self._log.error("nobody told the end of a process; does a handler wait for all?", pid=child.pid)
+        return None
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    """End a child, if it has not ended by itself; uvloop may have closed it already."""
+    with contextlib.suppress(ProcessLookupError, RuntimeError):
+        if child.returncode is None:
             child.kill()
-        return await child.wait()
 
 
-def _death(code: int) -> str:
+def _death(code: int | None) -> str:
+    if code is None:
+        return "ended, and nobody knows how,"
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -187,6 +233,7 @@ def main(argv: Sequence[str]) -> None:
     """The child's end: a task a line on standard input, a result a line on what was standard output."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore)  # sent to all of us they mean the worker, and it ends us
+    forget_signals_in_forks()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what handlers print must not mix with the answers
     os.register_at_fork(after_in_child=answers.close)  # a handler's own processes may outlive us
@@ -211,6 +258,8 @@ def main(argv: Sequence[str]) -> None:
         arrived.clear()
         while lines:
             asked = json.loads(lines.popleft())
+            answers.write(_BEGUN.decode())
+            answers.flush()
             result = asyncio.run(_serve(Lease(**asked["task"]), asked["timeout_ms"]))
             answers.write(json.dumps(asdict(result)) + "\n")
             answers.flush()

@@ -28,7 +28,7 @@ _LONGEST_PAUSE_S: Final = 10.0
 
 
 class Stack:
-    """Starts the parts one by one and stops them in the opposite order.
+    """Starts the parts and stops them again: workers, the API, and at last the servers.
 
     Args:
         env: Settings, as environment variables. Where POSTGRES_URL or REDIS_ADDR is set, that server is
@@ -42,6 +42,7 @@ class Stack:
         self.data_dir = data_dir
         self._say = say
         self._parts = ExitStack()
+        self._servers = self._parts.enter_context(ExitStack())  # closed last: others need them to stop
         self.postgres: Postgres | None = None
         self.redis: Redis | None = None
         self.children: list[Child] = []
@@ -74,7 +75,7 @@ class Stack:
             wanted["REDIS_ADDR"] = (self.redis, 6379)
         with ThreadPoolExecutor() as threads:  # neither waits for the other
             for server, _ in wanted.values():
-                self._parts.callback(server.stop)
+                self._servers.callback(server.stop)
             starting = [threads.submit(server.start) for server, _ in wanted.values()]
             # Importing it takes as long as the servers need to start, and longer than the processes may wait.
             from scheduler import migrate  # noqa: PLC0415

@@ -314,6 +314,10 @@ class Store:
         looked = {row[0]: row for row in await self._run("look", ids=spelled(ids))}
         return [_reaped(id_, lost.get(id_), looked.get(id_)) for id_ in ids]
 
+    async def locked(self, ids: Sequence[str]) -> set[str]:
+        """Those of `ids` whose rows somebody else has locked: StoreBusy names none. Waits for no lock."""
+        return {row[0] for row in await self._run("locked", ids=spelled(ids))}
+
     # steering
 
     async def cancel(self, id_: str) -> tuple[Task | None, bool]:

@@ -39,7 +39,7 @@ from scheduler.reconcile import Reconciler
 from scheduler.sampler import Sampler
 from scheduler.settle import Settler, decide
 from scheduler.slots import Slots
-from scheduler.solo import Solo
+from scheduler.solo import Solo, forget_signals_in_forks
 from scheduler.store import Store, WorkerIdentity
 
 EXIT_AT_ONCE: Final = 1
@@ -50,8 +50,9 @@ EXIT_STUCK: Final = 70
 
 _IDLE_WAIT_S: Final = 1.0
 _STUCK_AFTER_S: Final = 2.0
-_MOMENT_S: Final = 0.25
+_MOMENT_S: Final = 1.25
 """What a loop that may have stood still with all of its process gets to end its runs."""
+_GLANCE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _CANCEL_S: Final = 0.5
 """How long a stopping worker waits for handlers that it has cancelled; what is left then is given back."""
@@ -148,6 +149,7 @@ class Worker:
         # Not the loop's own handlers: those wait until it turns, and a handler of a task may be blocking it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
+        forget_signals_in_forks()
 
     async def run(self) -> None:
         """Work until `stop` is called, then finish in good order.
@@ -260,12 +262,12 @@ class Worker:
         What it held is settled first, through the thread's own store: the culprit as timed out, outcomes that
         were reached as they are, and the rest is given back.
         """
-        suspected = self._slots.unending(_STUCK_AFTER_S)
-        if not suspected:
-            return
+        stuck = self._slots.unending(_STUCK_AFTER_S)
         # After a stop of the whole process this thread may be the first to go on.
-        await asyncio.sleep(_MOMENT_S)
-        stuck = [run for run in self._slots.unending(_STUCK_AFTER_S) if run in suspected]
+        sure_at = clock.monotonic() + _MOMENT_S
+        while stuck and clock.monotonic() < sure_at:
+            await asyncio.sleep(_GLANCE_S)
+            stuck = [run for run in self._slots.unending(_STUCK_AFTER_S) if run in stuck]
         if not stuck:
             return
         now = clock.monotonic()

@@ -212,6 +212,9 @@ class ReferenceStore:
         await self.between()
         return [self._reaped(id_, died.get(id_)) for id_ in ids]
 
+    async def locked(self, ids: Sequence[str]) -> set[str]:
+        return set()  # nobody else is here
+
     def lapsed(self, row: Row) -> bool:
         """The run's lease is over: only then may it be settled as lost."""
         return row.status == "running" and (row.lease_expires_at or 0) <= self.now_ms()

@@ -29,15 +29,16 @@ class GatheringTransport:
     def write(self, data: bytes) -> None:
         """Send `data` with whatever else is written in this turn."""
         if not self._parts:
-            self._call_soon(self._flush)
+            self._call_soon(self.flush)
         self._parts.append(data)
 
     def close(self) -> None:
         """Send what was written, then close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what was written."""
         data = b"".join(self._parts)
         self._parts.clear()
         if data and not self._transport.is_closing():
@@ -52,4 +53,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         gathering = GatheringTransport(transport, self.loop.call_soon)
+        self._gathering = gathering
         super().connection_made(cast("asyncio.Transport", gathering))
+
+    def eof_received(self) -> None:
+        """Send what was written: who says no more may still read, and uvloop closes right after this."""
+        self._gathering.flush()

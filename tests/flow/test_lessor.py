@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from fix_flow import Flow, MakeFlow
@@ -13,8 +14,9 @@ from fix_store import Database
 from waiting import eventually
 
 from scheduler import clock
-from scheduler.errors import QueueUnavailable
+from scheduler.errors import QueueUnavailable, StoreBusy
 from scheduler.model import Priority, new_id
+from scheduler.store import Store
 from scheduler.supervisor import free_port
 
 
@@ -266,3 +268,20 @@ async def test_a_row_that_somebody_has_locked_keeps_no_other_task_from_its_worke
     assert [lease.id for lease in await flow.lease()] == [ids[1]]
     await flow.settle(*leases)
     await flow.agree()
+
+
+async def test_a_claim_that_waited_for_another_lock_than_that_of_a_row_is_asked_again(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    ids = [await flow.enqueue() for _ in range(4)]
+    claim, asked = Store.claim, []
+
+    async def busy_once(self: Store, wanted: Any, **options: Any) -> Any:
+        asked.append(len(wanted))
+        if len(asked) == 1:
+            raise StoreBusy("somebody alters the table")
+        return await claim(self, wanted, **options)
+
+    monkeypatch.setattr(Store, "claim", busy_once)
+    assert [lease.id for lease in await flow.lessor().take(10)] == ids
+    assert asked == [4, 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -469,3 +470,34 @@ async def test_a_run_may_still_end_once_the_loop_turns_again(make_bench, monkeyp
     bench.slots._turn()
     assert bench.slots.unending(0.2) == []
     assert [r.kind for r in await bench.ended(1)] == ["timed_out"]
+
+
+async def test_a_run_that_ended_while_the_loop_was_blocked_was_in_time(make_bench, monkeypatch):
+    """Its thread is done, and its result and the end of its time are met in the same turn."""
+    monkeypatch.setattr("scheduler.slots._BLOCKED_S", 0.1)
+    bench = make_bench()
+
+    @bench.registry.register("brief")
+    def brief() -> None:
+        time.sleep(0.05)
+
+    bench.put("brief", timeout_ms=300)
+    await eventually(lambda: bench.slots.busy)
+    time.sleep(0.6)  # noqa: ASYNC251 - the loop must be blocked
+    assert [r.kind for r in await bench.ended(1)] == ["succeeded"]
+
+
+async def test_a_run_whose_task_was_given_back_is_no_reason_to_leave(make_bench):
+    """A worker that stops gives back what does not end; its thread goes on for a while."""
+    bench, may_end = make_bench(), threading.Event()
+
+    @bench.registry.register("hangs")
+    def hangs() -> None:
+        may_end.wait(10)
+
+    bench.put("hangs", timeout_ms=10)
+    await eventually(lambda: bench.slots.unending(0.0))
+    [running] = bench.slots._running.values()
+    running.lease.ended = True
+    assert bench.slots.unending(0.0) == []
+    may_end.set()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -41,9 +45,12 @@ async def forks() -> None:
 
 LONG_MS = 60_000
 
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+"""Of a test's loop and of a worker's: they differ in what they raise, and when."""
 
-def suspect(type_: str) -> Lease:
-    lease = lease_of(new_id(), type=type_, suspect=True)
+
+def suspect(type_: str, **fields: Any) -> Lease:
+    lease = lease_of(new_id(), type=type_, suspect=True, **fields)
     lease.claimed = clock.monotonic()
     return lease
 
@@ -110,7 +117,7 @@ async def test_a_process_that_does_not_start_is_no_loss_of_the_task(solo, monkey
     assert not here.started
 
 
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_process_can_be_ended_when_it_has_just_started(loop):
     """A worker that stood still finds at once that the child is ready and that the lease is over."""
 
@@ -130,6 +137,108 @@ def test_a_process_can_be_ended_when_it_has_just_started(loop):
 
     with asyncio.Runner(loop_factory=loop) as runner:
         assert runner.run(late()) == "lost"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_process_that_ends_before_it_has_begun_is_no_loss_of_the_task(monkeypatch, loop):
+    """Somebody kills an idle child, and nobody has told the worker yet."""
+    monkeypatch.setattr("scheduler.solo._PAUSE_S", 0.0)
+
+    class Killed(Solo):
+        async def _ready(self) -> asyncio.subprocess.Process:
+            child = await super()._ready()
+            os.kill(child.pid, signal.SIGKILL)
+            return child
+
+    async def killed() -> tuple[str, str | None]:
+        here = Killed(None)
+        try:
+            result = await here.run(suspect("noop"), LONG_MS)
+            return result.kind, result.error
+        finally:
+            await here.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        kind, error = runner.run(killed())
+    assert (kind, error) == (
+        "interrupted",
+        "it was to run alone, and its process was killed by SIGKILL before it had begun",
+    )
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_process_that_has_died_by_itself_can_be_ended_all_the_same(monkeypatch, loop):
+    """While it was started, its lease ended, and so did it."""
+    start = asyncio.create_subprocess_exec
+
+    async def died() -> str:
+        here = Solo(None)
+
+        async def dies(*_: object, **pipes: object) -> asyncio.subprocess.Process:
+            child = await start(sys.executable, "-c", "", **pipes)
+            await child.wait()
+            here.end("lost")
+            return child
+
+        monkeypatch.setattr("asyncio.create_subprocess_exec", dies)
+        return (await here.run(suspect("noop"), LONG_MS)).kind
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(died()) == "lost"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_answer_that_came_in_time_counts_though_the_worker_stood_still(loop):
+    async def stood_still() -> str:
+        here = Solo(None)
+        try:
+            quick = suspect("sleeper", payload={"sleep_ms": 100})
+            running = asyncio.create_task(here.run(quick, 500))
+            await eventually(lambda: here.began < math.inf)
+            time.sleep(1)  # noqa: ASYNC251 - the loop must stand still
+            return (await running).kind
+        finally:
+            await here.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(stood_still()) == "succeeded"
+
+
+async def test_a_process_whose_end_nobody_tells_keeps_no_lane(monkeypatch):
+    """A handler that waits for every child of its process takes the exit codes of ours."""
+    monkeypatch.setattr("scheduler.solo._BURY_S", 0.05)
+
+    class Silent:
+        pid, returncode = 1, None
+
+        def kill(self) -> None: ...
+
+        async def wait(self) -> None:
+            await asyncio.Event().wait()
+
+    here = Solo(None)
+    here._child = Silent()
+    here.end("timed_out")
+    assert await asyncio.wait_for(here._bury(), 5) is None
+    assert not here.started
+
+
+async def test_what_a_handler_forks_is_ended_by_the_usual_signals(solo):
+    here = solo(
+        "import signal",
+        "@handler('terminates')",
+        "async def terminates() -> None:",
+        "    here, there = os.pipe()",
+        "    child = os.fork()",
+        "    if child == 0:",
+        "        os.write(there, b'.')",
+        "        time.sleep(60)",
+        "        os._exit(0)",
+        "    os.read(here, 1)",
+        "    os.kill(child, signal.SIGTERM)",
+        "    assert os.waitpid(child, 0)[1] == signal.SIGTERM",
+    )
+    assert (await here.run(suspect("terminates"), 20_000)).kind == "succeeded"
 
 
 @pytest.mark.parametrize(("cause", "kind"), [("stopping", "interrupted"), ("lost", "lost")])

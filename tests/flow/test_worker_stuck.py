@@ -31,6 +31,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("scheduler.worker.os._exit", leave)
     monkeypatch.setattr("scheduler.worker._STUCK_AFTER_S", 0.4)
+    monkeypatch.setattr("scheduler.worker._MOMENT_S", 0.25)
     monkeypatch.setattr("scheduler.slots._BLOCKED_S", 0.2)
     return codes
 
