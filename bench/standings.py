@@ -35,10 +35,11 @@ A slow peer is given fewer noops to drain. The rate in the middle of a drain doe
 A killed worker is to be noticed after 5 s. Some peers have no other way than a limit on how long a task may
 take, which would be longer in earnest; ours and those with a heartbeat need no such limit.
 
-Bursts are told of the faster of our two setups; waits and kills are those of three workers with their default
-batches. A worker of ours-fast holds up to a thousand tasks more, and takes them with it when it dies.
-
 All of it shares the cores of one machine: workers, servers and the observer."""
+
+_FAST: Final = """\
+Bursts are told of the faster of our two setups; waits and kills are those of three workers with their default
+batches. A worker of ours-fast holds up to a thousand tasks more, and takes them with it when it dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Standings:
     def caveats(self) -> list[str]:
         """What a reader must know."""
         known = [f"{peer.title}: {peer.caveat}" for peer in PEERS if peer.name in self.versions]
-        return [*(" ".join(caveat.split()) for caveat in CAVEATS.split("\n\n")), *known]
+        general = [*CAVEATS.split("\n\n"), *([_FAST] if f"{ours.NAME}-fast" in self.bursts else [])]
+        return [*(" ".join(caveat.split()) for caveat in general), *known]
 
     def text(self) -> str:
         """All of it, for a reader."""

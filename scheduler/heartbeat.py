@@ -143,13 +143,16 @@ class Heartbeat:
 
         Those that are locked must not cost the others their leases.
         """
+        ids = {lease.id for lease in leases}
         try:
             return await self._renewed(store, leases), set()
         except StoreBusy as error:
-            locked = await store.locked([lease.id for lease in leases])
+            locked = await store.locked(sorted(ids))
             self._log.warning("leases cannot be renewed", tasks=sorted(locked), error=str(error))
-        free = [lease for lease in leases if lease.id not in locked]
-        return await self._renewed(store, free), locked
+        try:
+            return await self._renewed(store, [lease for lease in leases if lease.id not in locked]), locked
+        except StoreBusy:  # others, by now: the next beat tries again
+            return set(), ids
 
     async def _renewed(self, store: Store, leases: Sequence[Lease]) -> set[str]:
         if not leases:

@@ -108,7 +108,7 @@ class Lessor:
         self, claim: Claim, ids: Sequence[str], most: int | None
     ) -> tuple[list[Lease], list[Refusal]]:
         over = claim.renewed + self._vis_ms / 1000
-        pause = _PAUSE_S
+        pause, unclear = _PAUSE_S, False
         while True:
             try:
                 return await failpoints.through(
@@ -119,7 +119,8 @@ class Lessor:
                 )
             except StoreBusy as error:
                 # Somebody else has locked rows: the others need not wait for them, and they are the reaper's.
-                ids = await self._unlocked(ids, error)
+                # But if an earlier try is still on its way, it is that which has locked them, for us.
+                ids = ids if unclear else await self._unlocked(ids, error)
                 claim.sent = clock.monotonic()
                 if not ids or claim.sent >= over:
                     return [], []
@@ -130,7 +131,7 @@ class Lessor:
                     )
                     return [], []
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause, unclear = min(2 * pause, _LONGEST_PAUSE_S), True
                 claim.sent = clock.monotonic()
 
     async def _unlocked(self, ids: Sequence[str], error: StoreBusy) -> Sequence[str]:

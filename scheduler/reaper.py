@@ -14,6 +14,8 @@ from scheduler.store import Store
 
 _PUT_OFF_MS: Final = 60_000
 """When a lease that Postgres does not let us reap is looked at again. Reconcile may see to it earlier."""
+_LOCKED_MS: Final = 5_000
+"""The same of one whose row somebody else has locked, perhaps only for a moment."""
 
 
 class Reaper:
@@ -57,7 +59,7 @@ class Reaper:
             locked = await self._store.locked(ids)
             if not locked:
                 raise
-            await self._put_off(shard, [one for one in expired if one[0] in locked], error)
+            await self._put_off(shard, [one for one in expired if one[0] in locked], error, _LOCKED_MS)
             if others := [one for one in expired if one[0] not in locked]:
                 await self._reap(shard, others)
             return
@@ -78,12 +80,14 @@ class Reaper:
             await self._reap(shard, expired[:middle])
             await self._reap(shard, expired[middle:])
             return
-        await self._put_off(shard, expired, error)
+        await self._put_off(shard, expired, error, _PUT_OFF_MS)
 
-    async def _put_off(self, shard: Shard, leases: Sequence[tuple[str, str]], error: StoreError) -> None:
+    async def _put_off(
+        self, shard: Shard, leases: Sequence[tuple[str, str]], error: StoreError, after_ms: int
+    ) -> None:
         tasks = [id_ for id_, _ in leases]
         self._log.error("leases cannot be reaped; put off", tasks=tasks, error=str(error))
-        moves = [Move(id_, token, "held", delay_ms=_PUT_OFF_MS, new_token=token) for id_, token in leases]
+        moves = [Move(id_, token, "held", delay_ms=after_ms, new_token=token) for id_, token in leases]
         await failpoints.through("reap.put_off", shard.place(moves))
 
     def _count(self, reaped: Sequence[Reaped]) -> None:

@@ -107,6 +107,8 @@ class Settler:
         self._in_hand: dict[int, Sequence[Settlement]] = {}
         self._left_at: dict[int, float] = {}
         self._unplaced: deque[tuple[str, Move]] = deque(maxlen=_MOST_UNPLACED)
+        self._aside: list[Settlement] = []
+        self._again: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._flushers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -121,7 +123,9 @@ class Settler:
     async def stop(self) -> None:
         """Record what waits, then end."""
         self._stopping = True
-        self._arrived.set()
+        self._take_up(self._aside)
+        if self._again is not None:
+            self._again.cancel()
         await asyncio.gather(*self._flushers)
         await self._place([])
 
@@ -135,7 +139,7 @@ class Settler:
     def outstanding(self) -> list[Settlement]:
         """Outcomes that are not known to be recorded. For the heartbeat's thread, when the loop is stuck."""
         in_hand = [s for batch in list(self._in_hand.values()) for s in batch]
-        return [*in_hand, *list(self._line)]
+        return [*in_hand, *list(self._line), *list(self._aside)]
 
     async def _flush_loop(self, flusher: int) -> None:
         while await self._more():
@@ -152,8 +156,10 @@ class Settler:
                 self._in_hand.pop(flusher, None)
                 self._left_at.pop(flusher, None)
                 self._arrived.set()
+                aside = {s.lease.id for s in self._aside}
                 for settlement in batch:
-                    self._held.drop(settlement.lease)
+                    if settlement.lease.id not in aside:
+                        self._held.drop(settlement.lease)
 
     def _next_batch(self) -> list[Settlement]:
         """Outcomes from the line, no two of one task: the answer to a settle names tasks."""
@@ -187,12 +193,15 @@ class Settler:
         """Commit a batch; those that stand. Outcomes whose lease ends before Postgres answers are let go.
 
         What has no answer may have been too much at once, so it is sent again in smaller parts. Outcomes
-        whose rows somebody else has locked come last.
+        whose rows somebody else has locked are put aside until these are free; a stop waits for them.
         """
         stand: list[Settlement] = []
         left, size, pause = list(batch), len(batch), _PAUSE_S
         last: list[Settlement] = []
         while left or last:
+            if not left and not self._stopping:
+                self._put_aside(last)
+                break
             if not left:
                 left, last = last, []
             part, rest = left[:size], left[size:]
@@ -218,6 +227,26 @@ class Settler:
                 stand += [s for s in part if s.lease.id in settled]
                 left, size, pause = rest, 2 * size, _PAUSE_S
         return stand
+
+    def _put_aside(self, outcomes: Sequence[Settlement]) -> None:
+        """Keep outcomes that nobody can record now, so that no batch waits for them."""
+        self._aside.extend(outcomes)
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(self._watch_aside(), name="settle aside")
+
+    async def _watch_aside(self) -> None:
+        while self._aside:
+            await asyncio.sleep(_LONGEST_PAUSE_S)
+            locked = await self._locked(self._aside)
+            now = clock.monotonic()
+            self._take_up([s for s in self._aside if s.lease.id not in locked or s.lease.expires <= now])
+
+    def _take_up(self, outcomes: Sequence[Settlement]) -> None:
+        """Put outcomes that were aside back in line."""
+        self._line.extend(outcomes)
+        taken = {s.lease.id for s in outcomes}
+        self._aside = [s for s in self._aside if s.lease.id not in taken]
+        self._arrived.set()
 
     async def _locked(self, batch: Sequence[Settlement]) -> set[str]:
         with contextlib.suppress(StoreError):

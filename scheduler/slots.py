@@ -200,11 +200,11 @@ class Slots:
         only the run that the loop is in counts. If it is in none of them but in a task that some handler has
         started, nobody knows which: then the time of all of them must be up.
         """
-        now = clock.monotonic()
-        runs = [r for r in self._running.copy().values() if not r.lease.ended]  # others were given back
+        now, runs = clock.monotonic(), list(self._running.copy().values())
         if now - self._turned <= _BLOCKED_S:
             since = self._turns_since
-            return [r for r in runs if now - max(r.context.deadline, since) > overdue_s]
+            late = [r for r in runs if now - max(r.context.deadline, since) > overdue_s]
+            return [r for r in late if not r.lease.ended]  # what was given back is left to itself
         late = [r for r in runs if now - r.context.deadline > overdue_s]
         current = asyncio.current_task(self._loop)
         culprits = [r for r in runs if current is not None and r.task is current]
@@ -338,13 +338,16 @@ class Slots:
 
         Give back the buffer if every slot is taken and none has come free for a while, and so with the lanes.
         """
-        now = clock.monotonic()
+        now, waited = clock.monotonic(), False
         while True:
             before = now
             await asyncio.sleep(_WATCH_S)
             now = self._turn()
-            if now - before > _BLOCKED_S:
-                continue  # what has ended meanwhile may have been in time, and is to be heard first
+            # What has ended while the loop was blocked may have been in time, and is to be heard first. Once:
+            # a handler that blocks it again and again must be ended.
+            waited = now - before > _BLOCKED_S and not waited
+            if waited:
+                continue
             if self._buffer and self._stuck():
                 self._give_back(self.take_back(), 0)
             self._put_off()

@@ -36,6 +36,7 @@ from scheduler.pump import Pump
 from scheduler.queue import Index
 from scheduler.reaper import Reaper
 from scheduler.reconcile import Reconciler
+from scheduler.run import Running
 from scheduler.sampler import Sampler
 from scheduler.settle import Settler, decide
 from scheduler.slots import Slots
@@ -51,8 +52,7 @@ EXIT_STUCK: Final = 70
 _IDLE_WAIT_S: Final = 1.0
 _STUCK_AFTER_S: Final = 2.0
 _MOMENT_S: Final = 1.25
-"""What a loop that may have stood still with all of its process gets to end its runs."""
-_GLANCE_S: Final = 0.05
+"""How long a run must have been seen to go on: a loop may have stood still with all of its process."""
 _LONGEST_PAUSE_S: Final = 1.0
 _CANCEL_S: Final = 0.5
 """How long a stopping worker waits for handlers that it has cancelled; what is left then is given back."""
@@ -97,6 +97,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._broken: asyncio.Task[None] | None = None
+        self._seen_stuck: dict[Running, float] = {}
         metrics.know_types(registry.types())
         metrics.watch_polls(postgres=lambda: store.polled, redis=lambda: index.polled)
 
@@ -262,15 +263,13 @@ class Worker:
         What it held is settled first, through the thread's own store: the culprit as timed out, outcomes that
         were reached as they are, and the rest is given back.
         """
-        stuck = self._slots.unending(_STUCK_AFTER_S)
-        # After a stop of the whole process this thread may be the first to go on.
-        sure_at = clock.monotonic() + _MOMENT_S
-        while stuck and clock.monotonic() < sure_at:
-            await asyncio.sleep(_GLANCE_S)
-            stuck = [run for run in self._slots.unending(_STUCK_AFTER_S) if run in stuck]
+        now = clock.monotonic()
+        # After a stop of the whole process this thread may be the first to go on: one look is not enough.
+        unending = self._slots.unending(_STUCK_AFTER_S)
+        self._seen_stuck = {run: self._seen_stuck.get(run, now) for run in unending}
+        stuck = [run for run, since in self._seen_stuck.items() if now - since >= _MOMENT_S]
         if not stuck:
             return
-        now = clock.monotonic()
         culprits = {r.lease.id for r in stuck}
         self._log.error("a handler cannot be ended; leaving", tasks=sorted(culprits))
         batch = self._settler.outstanding()

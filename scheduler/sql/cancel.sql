@@ -7,7 +7,7 @@ WITH target AS (
     SELECT id, status, attempts, worker, lease_token, claimed_at, greatest(now(), claimed_at) AS finished_at
     FROM tasks
     WHERE id = :'id'::uuid AND finished_at IS NULL
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), cancelled AS (
     UPDATE tasks AS t
     SET status = 'cancelled', finished_at = target.finished_at, worker = NULL, lease_token = NULL,

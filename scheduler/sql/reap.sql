@@ -13,7 +13,7 @@ WITH lapsed AS (
     FROM tasks AS t
     WHERE t.id = ANY (:'ids'::uuid[]) AND t.status = 'running' AND t.lease_expires_at <= now()
     ORDER BY t.id
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), judged AS (
     SELECT
         l.*,

@@ -14,7 +14,7 @@ from fix_store import Database
 from waiting import eventually
 
 from scheduler import clock
-from scheduler.errors import QueueUnavailable, StoreBusy
+from scheduler.errors import QueueUnavailable, StoreBusy, StoreUnavailable
 from scheduler.model import Priority, new_id
 from scheduler.store import Store
 from scheduler.supervisor import free_port
@@ -285,3 +285,27 @@ async def test_a_claim_that_waited_for_another_lock_than_that_of_a_row_is_asked_
     monkeypatch.setattr(Store, "claim", busy_once)
     assert [lease.id for lease in await flow.lessor().take(10)] == ids
     assert asked == [4, 4]
+
+
+async def test_rows_that_an_earlier_try_of_the_claim_has_locked_are_not_given_up(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    """Its commit is late: it has no answer in time, holds its rows, and grants them in the end."""
+    ids = [await flow.enqueue() for _ in range(3)]
+    claim, asked = Store.claim, []
+
+    async def late(self: Store, wanted: Any, **options: Any) -> Any:
+        asked.append(len(wanted))
+        if len(asked) == 1:
+            raise StoreUnavailable("no answer in time")
+        if len(asked) == 2:
+            raise StoreBusy("the rows are locked")
+        return await claim(self, wanted, **options)
+
+    async def all_of_them(_: Store, wanted: Any) -> set[str]:
+        return set(wanted)
+
+    monkeypatch.setattr(Store, "claim", late)
+    monkeypatch.setattr(Store, "locked", all_of_them)
+    assert [lease.id for lease in await flow.lessor().take(10)] == ids
+    assert asked == [3, 3, 3]

@@ -200,6 +200,18 @@ async def test_the_pump_brings_back_what_is_due_and_nothing_else(make_flow: Make
     await flow.agree()
 
 
+async def test_a_row_that_somebody_only_refers_to_is_reaped(make_flow: MakeFlow):
+    """By a foreign key from a table of the user's own, in a transaction that is still open."""
+    flow = await make_flow(STORE_TIMEOUT_MS=300)
+    id_ = await flow.enqueue()
+    await flow.lease()
+    await flow.lapse(id_)
+    with flow.db.transaction() as reader:
+        reader.rows("SELECT FROM tasks WHERE id = %s FOR KEY SHARE", id_)
+        await flow.reaper().step()
+        assert flow.db.outcomes(id_) == ["lost"]
+
+
 async def test_a_row_that_somebody_has_locked_is_put_off_and_the_others_are_reaped(make_flow: MakeFlow):
     """An operator's open transaction, say. The oldest page holds that lease, again and again."""
     flow = await make_flow(STORE_TIMEOUT_MS=300)

@@ -478,6 +478,33 @@ async def test_a_batch_that_takes_too_long_is_recorded_in_parts(make_flow: MakeF
     await flow.agree()
 
 
+async def test_rows_that_somebody_has_locked_hold_up_no_batch(make_flow: MakeFlow):
+    """Two of them, as there are two flushers. What is recorded is placed, and no lease of it is held."""
+    flow = await make_flow(STORE_TIMEOUT_MS=300)
+    for _ in range(9):
+        await flow.enqueue()
+    leases = await flow.lease()
+    done = [decide(lease, Result("succeeded"), None, flow.settings) for lease in leases]
+    settler = flow.settler()
+    settler.start()
+    with flow.db.transaction() as operator:
+        locked = [leases[0].id, leases[4].id]
+        operator.rows("SELECT FROM tasks WHERE id = ANY (%s::uuid[]) FOR UPDATE", locked)
+        for part in (done[:4], done[4:8]):
+            for settlement in part:
+                settler.add(settlement)
+            await eventually(lambda part=part: flow.status(part[1].lease.id) == "succeeded")
+        await eventually(lambda: {lease.id for lease in flow.held.all()} == {*locked, leases[8].id})
+        assert {s.lease.id for s in settler.outstanding()} == set(locked)
+        assert (await flow.contents()).leases.keys() == {*locked, leases[8].id}
+        settler.add(done[8])
+        await eventually(lambda: {lease.id for lease in flow.held.all()} == set(locked))
+    await eventually(lambda: all(flow.status(lease.id) == "succeeded" for lease in leases))
+    await eventually(lambda: flow.held.all() == [])
+    await settler.stop()
+    await flow.agree()
+
+
 async def test_a_row_that_somebody_has_locked_keeps_no_other_outcome_waiting(make_flow: MakeFlow):
     """An operator's open transaction, say. What is first in the batch must not stay first."""
     flow = await make_flow(STORE_TIMEOUT_MS=300)

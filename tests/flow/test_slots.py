@@ -487,6 +487,20 @@ async def test_a_run_that_ended_while_the_loop_was_blocked_was_in_time(make_benc
     assert [r.kind for r in await bench.ended(1)] == ["succeeded"]
 
 
+async def test_a_run_that_blocks_the_loop_again_and_again_is_ended(make_bench, monkeypatch):
+    monkeypatch.setattr("scheduler.slots._BLOCKED_S", 0.1)
+    bench = make_bench()
+
+    @bench.registry.register("chews")
+    async def chews() -> None:
+        while True:
+            time.sleep(0.2)  # noqa: ASYNC251 - the loop must be blocked
+            await asyncio.sleep(0)
+
+    bench.put("chews", timeout_ms=300)
+    assert [r.kind for r in await bench.ended(1)] == ["timed_out"]
+
+
 async def test_a_run_whose_task_was_given_back_is_no_reason_to_leave(make_bench):
     """A worker that stops gives back what does not end; its thread goes on for a while."""
     bench, may_end = make_bench(), threading.Event()
