@@ -147,8 +147,10 @@ class Settler:
             self._in_hand[flusher] = batch
             if batch:
                 self._left_at[flusher] = clock.monotonic()
+            aside: set[str] = set()
             try:
                 settled = await self._record(batch)
+                aside = {s.lease.id for s in self._aside}
                 await self._place(settled)
             except Exception as error:  # noqa: BLE001 - a defect must not end the flusher; the reaper has the rest
                 self._log.error("settle failed", tasks=len(batch), exc_info=error)
@@ -156,7 +158,6 @@ class Settler:
                 self._in_hand.pop(flusher, None)
                 self._left_at.pop(flusher, None)
                 self._arrived.set()
-                aside = {s.lease.id for s in self._aside}
                 for settlement in batch:
                     if settlement.lease.id not in aside:
                         self._held.drop(settlement.lease)
