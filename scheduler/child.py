@@ -102,6 +102,7 @@ class Child:
             if output is not None:
                 output.close()
         self._log = log
+        self._asked = False
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"output of {self.pid}", daemon=True).start()
 
@@ -156,9 +157,15 @@ class Child:
         self._close()
         return code
 
+    def ask(self) -> None:
+        """Ask it to end in good order; once, for at a second signal it ends at once."""
+        if not self._asked:
+            self._asked = True
+            self.signal(signal.SIGTERM)
+
     def stop(self, grace_s: float = 15.0) -> int:
         """End it in good order, or at once when the grace is over; the exit code."""
-        self.signal(signal.SIGTERM)
+        self.ask()
         try:
             return self.wait(grace_s)
         except subprocess.TimeoutExpired:

@@ -174,6 +174,9 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything: workers, the API, the servers."""
+        for child in self.children:
+            if child.args[0] == "worker":
+                child.ask()  # all at once, or one takes what another has given back
         self._parts.close()
 
     def _start(
