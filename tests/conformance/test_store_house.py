@@ -38,19 +38,22 @@ def id_of(db: Database, day: date, hour: int = 12) -> str:
 
 @pytest.fixture
 def own(any_postgres_url: str) -> Iterator[Database]:
-    """A database of the test's own, for tests that make and drop tables."""
+    """A database of the test's own, for tests that make and drop tables, with the days of today."""
     database = Database(any_postgres_url)
+    database.rows("SELECT make_run_partitions(7)")  # midnight may have passed since it was migrated
     yield database
     database.close()
 
 
 async def test_days_are_made_ahead_and_once(own: Database):
     async with open_store(own.url) as store:
-        assert await store.make_partitions(7) == 0, "the migration has made them"
+        assert await store.make_partitions(7) == 0
         assert await store.make_partitions(9) == 2
         assert await store.make_partitions(9) == 0
     first = today(own) - timedelta(days=1)
-    assert days(own) == {day_name(first + timedelta(days=i)) for i in range(11)}
+    assert days(own) - {day_name(first - timedelta(days=1))} == {
+        day_name(first + timedelta(days=i)) for i in range(11)
+    }
 
 
 async def test_days_made_by_many_at_once_are_made_once(own: Database):
