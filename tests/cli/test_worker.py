@@ -108,9 +108,8 @@ def test_a_worker_makes_the_days_of_history_before_it_takes_tasks(start, here):
     row(here, "INSERT INTO leaders VALUES ('housekeeping', 'another', now() + interval '1 h') RETURNING 1")
     ahead = row(here, "SELECT 'task_runs_' || to_char((now() AT TIME ZONE 'UTC')::date + 7, 'YYYYMMDD')")[0]
     with psycopg.connect(here["POSTGRES_URL"], autocommit=True) as connection:
-        connection.execute(
-            f"DROP TABLE IF EXISTS {ahead}"
-        )  # it never was there, if midnight has passed since
+        # It never was there, if midnight has passed since the migration.
+        connection.execute(f"DROP TABLE IF EXISTS {ahead}")
     start("worker", **here).says(READY)
     assert row(here, "SELECT to_regclass(%s) IS NOT NULL", ahead) == (True,)
 
