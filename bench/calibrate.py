@@ -42,7 +42,7 @@ _FAILING: Final = 0.5
 """From this share of failed runs on a run tells what a failure costs."""
 
 _CPU: Final = ("worker_us", "postgres_us", "redis_us")
-_LEAST: Final = (*_CPU, "api_us", "wake_ms", "bulk_us", "bulk_ms", "lease_ms", "settle_ms")
+_LEAST: Final = (*_CPU, "wake_ms", "bulk_us", "bulk_ms", "lease_ms", "settle_ms")
 
 
 @dataclass(frozen=True, slots=True)

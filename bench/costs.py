@@ -4,7 +4,6 @@
     failure_us   the same of a run that fails, beside it: the exception, and what is written of it
     postgres_us  CPU of Postgres for each run
     redis_us     CPU of Redis for each run
-    api_us       CPU of the API for each task of a bulk load
     bulk_us      time from one task to the next as a bulk load comes in
     bulk_ms      from a bulk request's commit, by its stamp, to its tasks' being in their lists
     request_ms   the answer to a request with one task
@@ -41,7 +40,6 @@ class Costs:
     failure_us: float = 45.0
     postgres_us: float = 60.0
     redis_us: float = 13.0
-    api_us: float = 32.0
     bulk_us: float = 116.0
     bulk_ms: float = 55.0
     request_ms: float = 1.7
@@ -73,11 +71,6 @@ class Costs:
         """Seconds of CPU for each run that succeeds, all parts together."""
         return (self.worker_us + self.postgres_us + self.redis_us) * self.inflation / 1e6
 
-    @property
-    def load_cores(self) -> float:
-        """How many cores the API needs while a bulk load comes in, at most half of them."""
-        return min(self.api_us * self.inflation / self.bulk_us, self.cores / 2) if self.bulk_us else 0.0
-
     def content(self) -> dict[str, Any]:
         """The costs as JSON has them."""
         return asdict(self)
@@ -88,7 +81,6 @@ FREE: Final = Costs(
     failure_us=0,
     postgres_us=0,
     redis_us=0,
-    api_us=0,
     bulk_us=0,
     bulk_ms=0,
     request_ms=0,

@@ -108,10 +108,9 @@ def prices(history: History, cpu_s: Mapping[str, float]) -> dict[str, float]:
 
     Args:
         history: The run's.
-        cpu_s: CPU that `workers`, `postgres`, `redis` and `api` have used meanwhile, in seconds. It is shared
-            out among the runs (the API's among the tasks of a bulk load), so what an idle fleet uses counts,
-            too: a busy run tells these best. How soon what comes is claimed (`wake_ms`, `bulk_ms`) is told
-            by a fleet that keeps up with it.
+        cpu_s: CPU that `workers`, `postgres` and `redis` have used meanwhile, in seconds. It is shared out
+            among the runs, so what an idle fleet uses counts, too: a busy run tells these best. How soon
+            what comes is claimed (`wake_ms`, `bulk_ms`) is told by a fleet that keeps up with it.
     """
     named = {"workers": "worker_us", "postgres": "postgres_us", "redis": "redis_us"}
     found = {named[part]: 1e6 * used / max(len(history), 1) for part, used in cpu_s.items() if part in named}
@@ -126,8 +125,6 @@ def prices(history: History, cpu_s: Mapping[str, float]) -> dict[str, float]:
     begin, end = min(commits), max(commits)
     if _LEAST <= len(commits) < len(history.types) / 2:  # they came in bulk
         found["bulk_us"] = 1e6 * (end - begin) / (len(history.types) - commits[begin])
-        if "api" in cpu_s:
-            found["api_us"] = 1e6 * cpu_s["api"] / len(history.types)
         found["bulk_ms"] = 1e3 * statistics.median(_first_claims(history))
     elif len(commits) > len(history.types) / 2:  # one by one
         found["wake_ms"] = 1e3 * statistics.median(_wakes(history))

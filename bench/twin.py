@@ -12,7 +12,6 @@ means `scheduler.lifecycle`: the very code that workers run. What is around them
     loops     pump and reaper of each process look at instants of their own, page by page
 
 No clock is read: the seed decides everything, and the same arguments give the same history to the bit.
-While a bulk load comes in, what the API needs of the cores is not the workers'.
 Two things are left out: servers that fail, and CPU time of what polls while nothing is to be done.
 """
 
@@ -61,7 +60,6 @@ class Twin(Agenda):
         )
         self._backoff = settings.backoff
         self._loop_s, self._share_s = costs.loop_s, costs.cpu_s / costs.cores
-        self._crowding = costs.cores / (costs.cores - costs.load_cores)
         self._failure_s, self._failure_share_s = costs.failure_s, costs.failure_s / costs.cores
         self._lease_s, self._settle_s = costs.lease_ms / 1000, costs.settle_ms / 1000
         self._wake_s, self._call_s = costs.wake_ms / 1000, costs.call_us / 1e6
@@ -222,7 +220,7 @@ class Twin(Agenda):
             self._settle(worker, task, worker.began, worker.began + self._call_s)
         while worker.over:
             self._vacate(*worker.over.popleft())
-        busy = self._busy if now >= self._bulky_until else self._busy * self._crowding
+        busy = self._busy if now >= self._bulky_until else self._busy + 1
         cost = max(busy * self._share_s, self._loop_s)
         while worker.arrived:
             batch = worker.arrived.popleft()

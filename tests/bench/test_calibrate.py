@@ -120,17 +120,16 @@ def test_a_run_tells_its_costs():
     runs = len(simulate(MIXED, TRUTH))
     assert found["worker_us"] == 1e6 / runs
     assert (found["postgres_us"], found["redis_us"]) == (0.5e6 / runs, 0.25e6 / runs)
-    assert found["api_us"] == 9e6 / MIXED.load.tasks
     assert found["call_us"] == pytest.approx(TRUTH.call_us, rel=0.01)
     assert found["bulk_us"] == pytest.approx(TRUTH.bulk_us, rel=0.01)
     assert "wake_ms" not in found
     steady = scenario.parse(
         {"mix": {}, "load": {"kind": "open", "rate": 50, "seconds": 4}, "fleet": {"processes": 1}}, "x", "x"
     )
-    told = prices(simulate(steady, TRUTH), {"api": 9.0})
+    told = prices(simulate(steady, TRUTH), {})
     assert told["wake_ms"] == pytest.approx(TRUTH.wake_ms, rel=0.01)
     assert told["lease_ms"] == pytest.approx(TRUTH.lease_ms, rel=0.02)
-    assert not {"bulk_us", "api_us"} & set(told)
+    assert "bulk_us" not in told
 
 
 def test_a_calibrated_twin_comes_out_as_the_runs_did(tmp_path, capsys):

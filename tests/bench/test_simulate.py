@@ -292,18 +292,6 @@ def test_noops_share_the_cores():
     assert figures(made({}, bulk, 1, 12), dear).throughput == pytest.approx(5000, rel=0.05)
 
 
-def test_what_the_api_needs_while_a_bulk_load_comes_in_is_not_the_workers():
-    planned = made({}, {"kind": "bulk", "tasks": 40_000, "size": 100}, 1, 12)
-    alone = Costs(
-        worker_us=50, postgres_us=50, redis_us=0, api_us=0, bulk_us=50, bulk_ms=0, lease_ms=0, cores=2
-    )
-    assert figures(planned, alone).drain_s == pytest.approx(
-        2, rel=0.03
-    )  # both cores: as fast as tasks come in
-    beside = replace(alone, api_us=50)  # one core of two, for two seconds
-    assert figures(planned, beside).drain_s == pytest.approx(3, rel=0.03)
-
-
 def test_an_idle_fleet_answers_within_a_wake_up_and_a_lease():
     planned = made({}, {"kind": "open", "rate": 50, "seconds": 4}, 3)
     found = figures(planned, Costs(worker_us=0, postgres_us=0, redis_us=0, wake_ms=2, lease_ms=5))
