@@ -1,10 +1,11 @@
 """The command `calibrate`: costs with which the twin comes out as measured runs did.
 
 Each record brings the cores of its machine and the costs that its runs told (see `measured.prices`). Of each
-the median is taken; of CPU the least, since an idle fleet uses some, too, and of latencies also the least,
-since they are longer where tasks or calls have to queue. So one of the records should be of a busy fleet, as
-`noops` makes one, and another of an idle one, as `steady` does. What a failure costs besides is told by one
-whose runs fail, as those of `failures` do. What no record tells keeps its default.
+the median is taken; of CPU the least, since an idle fleet uses some, too, and of latencies and of the time
+between the tasks of a bulk load also the least, since they are longer where tasks or calls have to queue. So
+one of the records should be of a busy fleet, as `noops` makes one, and another of an idle one, as `steady`
+does. What a failure costs besides is told by one whose runs fail, as those of `failures` do. What no record
+tells keeps its default.
 
 One number is free: `inflation`, by what CPU costs more than its price while the machine is busy. It is set so
 that drains and p95 waits come out best, by the squares of their relative errors, and the errors that are left

@@ -103,6 +103,15 @@ def test_a_run_needs_no_day_of_its_own(db: Database):
     assert places[2] == f"task_runs_{today}"
 
 
+def test_the_migration_makes_the_days_to_come(db: Database):
+    """A week of them; six, if midnight has passed since."""
+    made = db.rows(
+        "SELECT to_regclass('task_runs_' || to_char((now() AT TIME ZONE 'UTC')::date + i, 'YYYYMMDD'))"
+        " IS NOT NULL AS there FROM generate_series(0, 6) AS i"
+    )
+    assert [row["there"] for row in made] == [True] * 7
+
+
 def test_the_smallest_id_of_an_instant_is_below_all_others(db: Database):
     before = db.value("SELECT uuid_at(now() - interval '1 s')::text")
     id_ = new_id()
